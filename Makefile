@@ -1,0 +1,72 @@
+# Sets up .venv on first use, then runs the course. `make` alone prints what there is.
+# Kept to what GNU make 3.81 (macOS) understands.
+
+DATASET ?= ml-100k
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	if $$p -c '$(SUITABLE)' 2>/dev/null; then echo $$p; break; fi; done)
+endif
+
+# Idle OpenMP threads otherwise spin and starve the ones at work.
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
+# Annoy's own flags contain -ffast-math, with which clang builds return wrong neighbours.
+ANNOY_COMPILER_ARGS ?= -O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUILD
+export ANNOY_COMPILER_ARGS
+
+.PHONY: help run test lab notebooks student bench lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make run        set up, fetch MovieLens, execute every notebook, print the scoreboard'
+	@echo '                (make run DATASET=ml-1m | synthetic; executed copies go to artifacts/)'
+	@echo 'make test       set up, then the whole test suite, every notebook included'
+	@echo 'make lab        set up, then JupyterLab at notebook 00'
+	@echo 'make notebooks  re-execute the notebooks in place and clean them for a commit; refresh the README'
+	@echo 'make student    copies of the notebooks without solutions, in artifacts/student/'
+	@echo 'make lint       ruff over code and notebooks'
+	@echo 'make clean      remove .venv and artifacts (data/ stays; remove it by hand)'
+
+$(READY): requirements.txt requirements-annoy-wheel.txt pyproject.toml
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c '$(SUITABLE)' 2>/dev/null; then \
+	  echo 'This course needs Python 3.11 to 3.14: install one (Debian/Ubuntu: sudo apt install python3 python3-venv; macOS: brew install python@3.13) and run make again, or name it: make run PYTHON=/path/to/python3'; \
+	  exit 1; fi
+	@if [ ! -x $(PY) ] || ! $(PY) -c '$(SUITABLE)' 2>/dev/null; then rm -rf $(VENV); $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo 'Python has no venv module here. Debian/Ubuntu: sudo apt install python3-venv, then run make again'; exit 1; }; fi
+	@echo 'Installing the pinned requirements into $(VENV): a minute or a few, about 2 GB, once.'
+	@grep -v '^annoy==' requirements.txt > $(VENV)/requirements.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
+	@$(PY) -m pip uninstall --quiet --yes annoy-mm 2>/dev/null || true
+	@$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^annoy==' requirements.txt)" >$(VENV)/annoy.log 2>&1 \
+	  || { echo 'annoy could not be compiled (no C++ compiler?); taking prebuilt wheels of the same source'; \
+	       $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-annoy-wheel.txt; } \
+	  || echo 'No annoy for this Python without a C++ compiler. Install one (Debian/Ubuntu: sudo apt install g++ python3-dev; macOS: xcode-select --install), then: rm $(READY) and make again. All else works without.'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+run: $(READY)
+	@$(PY) -m dssm_helpers.course run --dataset $(DATASET)
+
+# One seed instead of three keeps the suite short; the code is the same. A missing optional part fails.
+test: $(READY)
+	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --quiet --check .
+	DSSM_STRICT=1 DSSM_SEEDS=$${DSSM_SEEDS:-1} $(PY) -m pytest --nbmake --nbmake-timeout=900 tests notebooks
+
+lab: $(READY)
+	@$(PY) -m jupyter lab notebooks/00_overview.ipynb
+
+notebooks: $(READY)
+	@$(PY) -m dssm_helpers.course notebooks
+
+student: $(READY)
+	@$(PY) -m dssm_helpers.course student
+
+lint: $(READY)
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) artifacts *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,226 @@
+"""Run, clean and publish the notebooks: ``python -m dssm_helpers.course --help``. The Makefile calls this."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
+from .data import DATASETS, project_root
+from .files import write_atomically
+from .workspace import artifacts_dir
+
+ROOT = project_root()
+NOTEBOOKS = ROOT / "notebooks"
+PUBLISHED = NOTEBOOKS / "results-ml-100k.json"  # the figures of the committed notebooks and of the README
+KEPT_COLUMNS = {"hit@10": "Hit@10", "hit@100": "Hit@100", "ndcg@10": "NDCG@10", "mrr": "MRR"}
+NAMES = {
+    "dssm": "**two-tower of this course** (`dssm`)",
+    "dssm_mean": "textbook two-tower, mean pooling (`dssm_mean`)",
+    "item_knn": "item-kNN on the last 3 movies",
+    "ease": "EASE",
+    "ials": "iALS (`implicit`)",
+    "popularity": "popularity",
+    "chance": "chance",
+}
+
+
+def notebook_paths() -> list[Path]:
+    """The numbered notebooks in order."""
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str | None]:
+    """Run one notebook in its own kernel: the executed copy, the seconds, and the error if there was one."""
+    notebook = nbformat.read(path, as_version=4)
+    os.environ["DSSM_DATASET"] = dataset
+    started = time.perf_counter()
+    error = None
+    try:
+        NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}}).execute()
+    except (CellExecutionError, CellTimeoutError) as failure:
+        error = str(failure)
+    return notebook, time.perf_counter() - started, error
+
+
+def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take out what differs from run to run or machine to machine: timestamps, widget state, redrawn bars, paths."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                # A progress bar redraws its line after a carriage return; keep what stands at the end.
+                output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
+                output.text = output.text.replace(str(ROOT), "…").replace(str(Path.home()), "~")
+    return notebook
+
+
+def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> int:
+    """Execute the notebooks in order, one progress line each; return the exit status."""
+    folder = artifacts_dir(dataset)
+    target = NOTEBOOKS if in_place else folder / "notebooks"
+    target.mkdir(parents=True, exist_ok=True)
+    paths = [p for p in notebook_paths() if not only or p.stem[:2] in only]
+    print(f"Running {len(paths)} notebooks on {dataset}", flush=True)
+    failed, seconds = [], {}
+    for number, path in enumerate(paths, 1):
+        print(f"[{number}/{len(paths)}] {path.stem:<34}", end="", flush=True)
+        notebook, seconds[path.stem], error = execute(path, dataset)
+        if error is None or not in_place:
+            with write_atomically(target / path.name) as temporary:
+                nbformat.write(clean(notebook), temporary)
+        print(f"{seconds[path.stem]:7.1f} s  {'FAILED' if error else 'ok'}", flush=True)
+        if error:
+            failed.append(path.stem)
+            print(re.sub(r"\x1b\[[0-9;]*m", "", error), file=sys.stderr)
+    results_path = folder / "results.json"
+    if results_path.exists():
+        results = json.loads(results_path.read_text(encoding="utf-8"))
+        results["notebook_seconds"] = {**results.get("notebook_seconds", {}), **seconds}
+        with write_atomically(results_path) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(f"\n{plain_scoreboard(results)}")
+    if failed:
+        print(f"\n{len(failed)} of {len(paths)} notebooks failed: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    print(f"\nExecuted notebooks: {target}\nAll figures:        {results_path}\nRead on:            make lab")
+    return 0
+
+
+def ranked_models(results: dict) -> list[tuple[str, dict]]:
+    """Models of a results file, best NDCG@10 first."""
+    return sorted(results.get("models", {}).items(), key=lambda item: -item[1]["ndcg@10"])
+
+
+def plain_scoreboard(results: dict) -> str:
+    """The scoreboard as text for a terminal."""
+    lines = [f"Scoreboard, {results['dataset']} (test, mean of {results['seeds']} seeds for trained models)"]
+    lines.append(f"{'model':<14}" + "".join(f"{title:>10}" for title in KEPT_COLUMNS.values()) + f"{'train':>9}")
+    for name, row in ranked_models(results):
+        figures = "".join(f"{row[column]:>10.3f}" for column in KEPT_COLUMNS)
+        lines.append(f"{name:<14}{figures}{row['train_seconds']:>7.1f} s")
+    return "\n".join(lines)
+
+
+def scoreboard_markdown(results: dict) -> str:
+    """The scoreboard as a Markdown table for the README."""
+    lines = [
+        "| model | " + " | ".join(KEPT_COLUMNS.values()) + " | training |",
+        "|---|" + "---:|" * (len(KEPT_COLUMNS) + 1),
+    ]
+    for name, row in ranked_models(results):
+        figures = " | ".join(f"{row[column]:.3f}" for column in KEPT_COLUMNS)
+        seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0.5 else "–"
+        lines.append(f"| {NAMES.get(name, name)} | {figures} | {seconds} |")
+    return "\n".join(lines)
+
+
+def map_markdown(results: dict) -> str:
+    """The table of notebooks with measured times, for the README."""
+    lines = ["| notebook | after it you can | runs in |", "|---|---|---:|"]
+    for path in notebook_paths():
+        title, promise = _title_and_promise(path)
+        seconds = results.get("notebook_seconds", {}).get(path.stem)
+        took = f"{seconds:.0f} s" if seconds else "–"
+        lines.append(f"| [{path.stem[:2]} {title}](notebooks/{path.name}) | {promise} | {took} |")
+    return "\n".join(lines)
+
+
+def _title_and_promise(path: Path) -> tuple[str, str]:
+    """From the title cell: the heading without its number, and the sentence that follows "you can"."""
+    text = nbformat.read(path, as_version=4).cells[0].source
+    title = re.search(r"^#\s+(?:\d+\s*[·:.–-]?\s*)?(.+)$", text, re.M)
+    promise = re.search(r"you can\s+(.+?)\.(?:\s|\*|$)", text, re.S)
+    if not title or not promise:
+        raise ValueError(f"{path.name}: the title cell needs '# NN · Title' and a sentence '… you can ….'")
+    return title[1].strip(), " ".join(promise[1].split())
+
+
+def render_readme(text: str, results: dict) -> str:
+    """Fill the README's generated parts between their markers."""
+    for name, content in (("scoreboard", scoreboard_markdown(results)), ("map", map_markdown(results))):
+        pattern = rf"(<!-- {name}: generated -->\n).*?(\n<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.S)
+        if count != 1:
+            raise ValueError(f"README.md needs one pair of markers '<!-- {name}: generated -->' … '<!-- /{name} -->'")
+    return text
+
+
+def publish() -> None:
+    """Copy the fresh figures beside the notebooks, redraw the README's picture and refill its tables."""
+    from .visualization import draw_scoreboard
+
+    shutil.copyfile(artifacts_dir("ml-100k") / "results.json", PUBLISHED)
+    results = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    draw_scoreboard(results, NOTEBOOKS / "images" / "scoreboard.png")
+    readme = ROOT / "README.md"
+    text = render_readme(readme.read_text(encoding="utf-8"), results)
+    with write_atomically(readme) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?### END SOLUTION[^\n]*", re.M | re.S)
+
+
+def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Replace every solution by a line to fill in, and drop all outputs."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = SOLUTION.sub(r"\1raise NotImplementedError('your code here')", cell.source)
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def student() -> int:
+    """Write the student copies, with what they import beside them."""
+    target = ROOT / "artifacts" / "student"
+    target.mkdir(parents=True, exist_ok=True)
+    for path in notebook_paths():
+        notebook = without_solutions(clean(nbformat.read(path, as_version=4)))
+        with write_atomically(target / path.name) as temporary:
+            nbformat.write(notebook, temporary)
+    print(f"{len(notebook_paths())} student notebooks in {target}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dssm_helpers.course", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("run", "execute copies of the notebooks"), ("notebooks", "execute in place, refresh README")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--only", nargs="*", metavar="NN", help="two-digit numbers, for example 00 04")
+        if name == "run":
+            command.add_argument("--dataset", choices=DATASETS, default="ml-100k")
+    commands.add_parser("student", help="copies without solutions in artifacts/student/")
+    commands.add_parser("readme", help="refill the README's generated parts from the last results")
+    options = parser.parse_args(arguments)
+    if sys.platform == "win32":  # zmq needs a selector loop
+        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
+    if options.command == "run":
+        return run(options.dataset, only=options.only)
+    if options.command == "student":
+        return student()
+    status = run("ml-100k", in_place=True, only=options.only) if options.command == "notebooks" else 0
+    if status == 0:
+        publish()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""Full-catalogue ranking, metrics, baselines, comparisons (notebook 05).
+
+One protocol everywhere: the target is ranked among *all* movies minus those the user rated earlier; ties count half.
+Why not a sample of candidates: W. Krichene and S. Rendle, "On Sampled Metrics for Item Recommendation", KDD 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from .data import EncodedData
+from .features import BatchBuilder
+from .model import DSSM
+from .vocabulary import FIRST
+
+KS = (10, 20, 50, 100)
+
+Scorer = Callable[[np.ndarray], Tensor]
+"""Positions ``[B]`` → scores ``[B, I]``, larger is better; what columns 0 and 1 hold does not matter."""
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ranking
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def seen_before(data: EncodedData, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every movie each user rated before their position: ``(rows, items)``, row ``r`` belongs to ``positions[r]``."""
+    positions = np.asarray(positions)
+    start = data.offsets[data.user[positions]]
+    length = positions - start
+    rows = np.repeat(np.arange(len(positions)), length)
+    places = np.arange(length.sum()) + np.repeat(start - (np.cumsum(length) - length), length)
+    return rows, data.item[places].astype(np.int64)
+
+
+def candidate_scores(scorer: Scorer, data: EncodedData, positions: np.ndarray, *, remove_seen: bool = True) -> Tensor:
+    """Scores ``[B, I]`` with everything that is not a candidate at minus infinity."""
+    scores = torch.as_tensor(scorer(positions), dtype=torch.float32).clone()
+    expected = (len(positions), data.n_items)
+    if tuple(scores.shape) != expected:
+        raise ValueError(f"the scorer returned shape {tuple(scores.shape)}, expected {expected} (users × movie indices)")
+    if torch.isnan(scores).any():
+        raise ValueError("the scorer returned NaN; a diverged training run would rank everything first")
+    scores[:, :FIRST] = -torch.inf
+    if remove_seen:
+        rows, items = seen_before(data, positions)
+        scores[rows, items] = -torch.inf
+    return scores
+
+
+def rank_targets(
+    scorer: Scorer, data: EncodedData, positions: np.ndarray, *, batch_size: int = 1024, remove_seen: bool = True
+) -> np.ndarray:
+    """Rank of each target among all candidates, ``[n]`` float64; 1 is best and ties count half.
+
+    A scorer that gives every movie the same score lands in the middle, not at the top: broken models look broken.
+    """
+    positions = np.asarray(positions)
+    if len(positions) == 0:
+        raise ValueError("nothing to evaluate: positions is empty")
+    ranks = []
+    for start in range(0, len(positions), batch_size):
+        part = positions[start : start + batch_size]
+        scores = candidate_scores(scorer, data, part, remove_seen=remove_seen)
+        target = torch.from_numpy(data.item[part].astype(np.int64)).unsqueeze(1).to(scores.device)
+        target_score = scores.gather(1, target)
+        above = (scores > target_score).sum(dim=1)
+        tied = (scores == target_score).sum(dim=1) - 1
+        ranks.append((1 + above + 0.5 * tied).double().cpu().numpy())
+    return np.concatenate(ranks)
+
+
+def metrics(ranks: np.ndarray, ks: Sequence[int] = KS) -> dict[str, float]:
+    """Hit@k (Recall@k with one target), NDCG@10 and MRR, averaged over ``ranks [n]``."""
+    ranks = np.asarray(ranks, dtype=np.float64)
+    if ranks.size == 0:
+        raise ValueError("no ranks to average")
+    if any(k < 1 for k in ks):
+        raise ValueError(f"k must be at least 1, got {tuple(ks)}")
+    result = {f"hit@{k}": float((ranks <= k).mean()) for k in ks}
+    result["ndcg@10"] = float(ndcg(ranks, 10).mean())
+    result["mrr"] = float((1.0 / ranks).mean())
+    return result
+
+
+def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
+    """NDCG@k of each single target: 1/log2(rank + 1) within the first k, else 0."""
+    return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
+
+
+def chance_level(n_candidates: float, ks: Sequence[int] = KS) -> dict[str, float]:
+    """What :func:`metrics` gives in expectation when candidates are ordered at random."""
+    n = int(n_candidates)
+    ranks = np.arange(1, n + 1)
+    return metrics(ranks, ks)
+
+
+def top_k(
+    scorer: Scorer, data: EncodedData, positions: np.ndarray, k: int = 10, *, remove_seen: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best ``k`` candidates for each position: ``(items [B, k], scores [B, k])``, best first.
+
+    Raises:
+        ValueError: fewer than ``k`` candidates are left for some user.
+    """
+    scores = candidate_scores(scorer, data, np.asarray(positions), remove_seen=remove_seen)
+    fewest = int((scores > -torch.inf).sum(dim=1).min())
+    if not 1 <= k <= fewest:
+        raise ValueError(f"k must be between 1 and {fewest}, the candidates left for the most active user; got {k}")
+    best = scores.topk(k, dim=1)
+    return best.indices.cpu().numpy(), best.values.cpu().numpy()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Scorers
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class TwoTowerScorer:
+    """Cosine of user vectors with all item vectors, computed once (notebook 05).
+
+    ``item_vectors [I, D]`` is kept; rows 0 and 1 (padding, unknown) are never candidates.
+    """
+
+    def __init__(self, model: DSSM, batches: BatchBuilder):
+        self.model, self.batches = model, batches
+        self.item_vectors = self._run(model.item_tower, batches.all_items())
+
+    def _run(self, tower: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                return tower(batch)
+        finally:
+            self.model.train(was_training)
+
+    def user_vectors(self, positions: np.ndarray) -> Tensor:
+        """``[B, D]``."""
+        return self._run(self.model.user_tower, self.batches.users(positions))
+
+    def __call__(self, positions: np.ndarray) -> Tensor:
+        return self.user_vectors(positions) @ self.item_vectors.T
+
+
+class Popularity:
+    """Every user gets the movies with the most training ratings."""
+
+    def __init__(self, data: EncodedData, train: np.ndarray):
+        self.scores = torch.from_numpy(data.item_counts(train)).float()
+
+    def __call__(self, positions: np.ndarray) -> Tensor:
+        return self.scores.expand(len(positions), -1)
+
+
+def interaction_matrix(data: EncodedData, positions: np.ndarray) -> sparse.csr_matrix:
+    """Ones at (user, movie) for the interactions at ``positions``, ``[U, I]`` float32."""
+    ones = np.ones(len(positions), dtype=np.float32)
+    return sparse.csr_matrix((ones, (data.user[positions], data.item[positions])), shape=(data.n_users, data.n_items))
+
+
+class ItemKNN:
+    """Cosine between movies' columns of the user × movie matrix, summed over the user's ``last`` movies.
+
+    G. Linden et al., "Amazon.com Recommendations: Item-to-Item Collaborative Filtering", 2003.
+    """
+
+    def __init__(self, data: EncodedData, train: np.ndarray, last: int = 3):
+        matrix = interaction_matrix(data, train)
+        norm = np.sqrt(np.asarray(matrix.sum(axis=0)).ravel()).clip(min=1.0)
+        scaled = matrix.multiply(1.0 / norm).tocsr()
+        similarity = (scaled.T @ scaled).toarray()
+        np.fill_diagonal(similarity, 0.0)
+        self.similarity, self.last, self.data = torch.from_numpy(similarity.astype(np.float32)), last, data
+
+    def __call__(self, positions: np.ndarray) -> Tensor:
+        batches = BatchBuilder(self.data, max_history=self.last)
+        history = batches.users(positions)["history"]  # [B, last]
+        return (self.similarity[history] * (history > 0).unsqueeze(-1)).sum(dim=1)
+
+
+class EASE:
+    """A linear autoencoder over the whole history with a closed form. H. Steck, WWW 2019."""
+
+    def __init__(self, data: EncodedData, train: np.ndarray, l2: float = 500.0):
+        matrix = interaction_matrix(data, train)
+        gram = (matrix.T @ matrix).toarray().astype(np.float64)
+        gram[np.diag_indices_from(gram)] += l2
+        inverse = np.linalg.inv(gram)
+        weights = -inverse / np.diag(inverse)
+        np.fill_diagonal(weights, 0.0)
+        self.weights, self.data = weights.astype(np.float32), data
+
+    def __call__(self, positions: np.ndarray) -> Tensor:
+        return torch.from_numpy(_histories(self.data, positions) @ self.weights)
+
+
+class IALS:
+    """Implicit-feedback matrix factorisation through the ``implicit`` library. Y. Hu et al., ICDM 2008.
+
+    User vectors are solved anew from each history, so no user is at a disadvantage for having gone on watching.
+    """
+
+    def __init__(self, data: EncodedData, train: np.ndarray, *, factors: int = 64, l2: float = 1.0, seed: int = 0,
+                 iterations: int = 15, alpha: float = 10.0):  # fmt: skip
+        try:
+            from implicit.cpu.als import AlternatingLeastSquares
+        except ImportError as error:
+            raise ImportError("the iALS baseline needs the implicit library: pip install implicit") from error
+        self.als = AlternatingLeastSquares(
+            factors=factors, regularization=l2, alpha=alpha, iterations=iterations, random_state=seed, num_threads=1
+        )
+        self.als.fit(interaction_matrix(data, train), show_progress=False)
+        self.data = data
+
+    def __call__(self, positions: np.ndarray) -> Tensor:
+        histories = _histories(self.data, positions)
+        vectors = self.als.recalculate_user(np.arange(len(positions)), histories)
+        return torch.from_numpy(np.asarray(vectors) @ self.als.item_factors.T)
+
+
+def _histories(data: EncodedData, positions: np.ndarray) -> sparse.csr_matrix:
+    """Ones at everything rated before each position, ``[B, I]``."""
+    rows, items = seen_before(data, positions)
+    ones = np.ones(len(rows), dtype=np.float32)
+    return sparse.csr_matrix((ones, (rows, items)), shape=(len(positions), data.n_items))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Comparing
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean per-user difference and its 95 % bootstrap interval."""
+
+    difference: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 10_000, seed: int = 0) -> Comparison:
+    """Resample *users*, keeping each user's pair together (notebook 05, "Is the difference real?").
+
+    Args:
+        ours, theirs: per-user metric ``[n]`` or, with several seeds, ``[seeds, n]`` (averaged over seeds first).
+    """
+    ours, theirs = (np.atleast_2d(np.asarray(x, dtype=np.float64)).mean(axis=0) for x in (ours, theirs))
+    if ours.shape != theirs.shape:
+        raise ValueError(f"a paired comparison needs the same users on both sides, got {ours.shape} and {theirs.shape}")
+    difference = ours - theirs
+    generator = np.random.default_rng(seed)
+    means = np.empty(n_resamples)
+    for start in range(0, n_resamples, 1000):  # in parts, so that memory does not grow with n_resamples × users
+        part = generator.integers(0, len(difference), (min(1000, n_resamples - start), len(difference)))
+        means[start : start + len(part)] = difference[part].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Comparison(float(difference.mean()), float(low), float(high))
+
+
+def scoreboard(ranks: Mapping[str, np.ndarray], ks: Sequence[int] = KS) -> pd.DataFrame:
+    """One row per model, mean over seeds, from ranks ``[n]`` or ``[seeds, n]``; hit@10's spread in ``±``."""
+    rows = {}
+    for name, values in ranks.items():
+        per_seed = pd.DataFrame([metrics(r, ks) for r in np.atleast_2d(values)])
+        rows[name] = per_seed.mean().to_dict() | {"±": float(per_seed["hit@10"].std(ddof=0)), "seeds": len(per_seed)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def coverage(items: np.ndarray, n_candidates: int) -> float:
+    """Share of the catalogue that appears in anybody's recommendations ``items [B, k]``."""
+    return len(np.unique(items)) / n_candidates
+
+
+def explain(
+    data: EncodedData, scorer: Scorer, position: int, k: int = 10, n_history: int = 8
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What one user watched last, newest first, and what is recommended, the true next movie marked."""
+    items, scores = top_k(scorer, data, np.asarray([position]), k)
+    watched = data.history(position)[::-1][:n_history]
+    target = data.item[position]
+    recommended = pd.DataFrame(
+        {
+            "recommended": [data.titles[i] for i in items[0]],
+            "score": scores[0].round(3),
+            "": ["◀ watched next" if i == target else "" for i in items[0]],
+        },
+        index=pd.RangeIndex(1, k + 1, name="rank"),
+    )
+    return pd.DataFrame({"watched (newest first)": [data.titles[i] for i in watched]}), recommended

@@ -1,0 +1,44 @@
+"""Files that are either complete or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.
+
+    Whoever opens ``path`` sees the old content or the new, never half of it. Works for a file and for a folder.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; the message says which folder and what to do.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise OSError(
+                error.errno,
+                f"cannot write {path.name} ({error.strerror}); free some space, or point DSSM_DATA_DIR and "
+                "DSSM_ARTIFACTS_DIR to folders you can write",
+                str(path.parent),
+            ) from error
+        raise
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)

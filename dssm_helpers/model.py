@@ -1,0 +1,184 @@
+"""DSSM: two towers, cosine, temperature (notebook 03).
+
+P.-S. Huang et al., "Learning Deep Structured Semantic Models for Web Search using Clickthrough Data", CIKM 2013.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .features import Batch, Feature, Pooling, SequenceFeature, SparseFeature
+from .vocabulary import PADDING
+
+ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+class FeatureEmbedding(nn.Module):
+    """Look up every feature and lay the results side by side (notebook 03, "From a batch to a vector").
+
+    Args:
+        features: what to look up.
+        shared: embedding tables by feature name, for sequences declared with ``shared_with``.
+        dropout: share of the concatenated inputs set to zero in training.
+    """
+
+    def __init__(
+        self, features: Sequence[Feature], shared: Mapping[str, nn.Embedding] | None = None, dropout: float = 0.0
+    ):
+        super().__init__()
+        names = [feature.name for feature in features]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"a tower needs at least one feature, each with its own name; got {names}")
+        self.features = tuple(features)
+        self.tables = nn.ModuleDict()
+        self.poolings = nn.ModuleDict()
+        self.dropout = nn.Dropout(dropout)
+        self.width = sum(feature.width for feature in features)
+        for feature in features:
+            self.tables[feature.name] = self._table(feature, shared or {})
+            if isinstance(feature, SequenceFeature):
+                self.poolings[feature.name] = nn.ModuleList(Pooling(p, feature.max_length) for p in feature.poolings)
+
+    @staticmethod
+    def _table(feature: Feature, shared: Mapping[str, nn.Embedding]) -> nn.Embedding:
+        source = feature.shared_with if isinstance(feature, SequenceFeature) else None
+        if source is None:
+            table = nn.Embedding(feature.vocab_size, feature.embed_dim, padding_idx=PADDING)
+            # Small, so that early cosines come from all features alike and not from the widest table.
+            nn.init.normal_(table.weight, std=0.05)
+            with torch.no_grad():
+                table.weight[PADDING].zero_()
+            return table
+        if source not in shared:
+            raise ValueError(f"feature {feature.name!r} shares with {source!r}, which is not among {sorted(shared)}")
+        expected = (shared[source].num_embeddings, shared[source].embedding_dim)
+        if (feature.vocab_size, feature.embed_dim) != expected:
+            raise ValueError(
+                f"feature {feature.name!r} is {feature.vocab_size} × {feature.embed_dim}, but the table of {source!r} "
+                f"it shares is {expected[0]} × {expected[1]}; give both the same vocab_size and embed_dim"
+            )
+        return shared[source]
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Batch of indices → ``[B, width]``."""
+        parts = []
+        for feature in self.features:
+            if feature.name not in batch:
+                raise KeyError(f"the batch has no {feature.name!r}; it has {', '.join(sorted(batch))}")
+            index = batch[feature.name]
+            if isinstance(feature, SparseFeature):
+                parts.append(self.tables[feature.name](index))
+                continue
+            index = index[..., : feature.max_length]  # [B, L]
+            embedded = self.tables[feature.name](index)  # [B, L, D]
+            parts += [pool(embedded, index != PADDING) for pool in self.poolings[feature.name]]
+        return self.dropout(torch.cat(parts, dim=-1))
+
+
+def _mlp(width: int, dims: Sequence[int], activation: str) -> nn.Sequential:
+    """Linear layers with an activation between them; the last is linear, so that cosines can be negative."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
+    layers: list[nn.Module] = []
+    for size in dims[:-1]:
+        layers += [nn.Linear(width, size), ACTIVATIONS[activation]()]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, dims[-1]))
+
+
+class ItemTower(nn.Module):
+    """Item columns → unit vectors ``[B, D]``. ``normalize=False`` leaves their length (a break-it switch)."""
+
+    def __init__(self, features: Sequence[Feature], dims: Sequence[int], activation: str, dropout: float = 0.0):
+        super().__init__()
+        self.embedding = FeatureEmbedding(features, dropout=dropout)
+        self.mlp = _mlp(self.embedding.width, dims, activation)
+        self.normalize = True
+
+    def forward(self, batch: Batch) -> Tensor:
+        vector = self.mlp(self.embedding(batch))
+        return F.normalize(vector, dim=-1) if self.normalize else vector
+
+
+class UserTower(nn.Module):
+    """User columns and history → unit vectors ``[B, D]``. A class of its own: drawings show class names."""
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        dims: Sequence[int],
+        activation: str,
+        shared: Mapping[str, nn.Embedding],
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.embedding = FeatureEmbedding(features, shared, dropout)
+        self.mlp = _mlp(self.embedding.width, dims, activation)
+        self.normalize = True
+
+    def forward(self, batch: Batch) -> Tensor:
+        vector = self.mlp(self.embedding(batch))
+        return F.normalize(vector, dim=-1) if self.normalize else vector
+
+
+class DSSM(nn.Module):
+    """Two towers whose only contact is a dot product (notebook 03).
+
+    Args:
+        user_features, item_features: what each tower sees.
+        user_params, item_params: ``{"dims": [...], "activation": "prelu", "dropout": 0.0}``. The last dim is the
+            size of the vectors and must be the same in both.
+        temperature: divides the cosine. Cosines live in [-1, 1]; a softmax over thousands of candidates needs a
+            wider range to say "this one".
+
+    Raises:
+        ValueError: towers of unequal width, a temperature that is not positive, unknown names.
+    """
+
+    def __init__(
+        self,
+        user_features: Sequence[Feature],
+        item_features: Sequence[Feature],
+        user_params: Mapping[str, Any] | None = None,
+        item_params: Mapping[str, Any] | None = None,
+        temperature: float = 0.07,
+    ):
+        super().__init__()
+        default = {"dims": [256, 64], "activation": "prelu"}
+        user_params, item_params = {**default, **(user_params or {})}, {**default, **(item_params or {})}
+        user_dims, item_dims = list(user_params["dims"]), list(item_params["dims"])
+        if not user_dims or not item_dims:
+            raise ValueError("a tower needs at least one layer: dims must not be empty")
+        if user_dims[-1] != item_dims[-1]:
+            raise ValueError(
+                f"the user tower ends in {user_dims[-1]} dimensions and the item tower in {item_dims[-1]}. "
+                "The score is a dot product of the two vectors, so both need the same last width; "
+                "the widths before it are free"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature = float(temperature)
+        self.item_tower = ItemTower(
+            item_features, item_dims, item_params["activation"], item_params.get("dropout", 0.0)
+        )
+        self.user_tower = UserTower(
+            user_features,
+            user_dims,
+            user_params["activation"],
+            dict(self.item_tower.embedding.tables),
+            user_params.get("dropout", 0.0),
+        )
+
+    @property
+    def dim(self) -> int:
+        """Size of the vectors."""
+        return self.item_tower.mlp[-1].out_features
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Score of each (user, movie) row: cosine / temperature, ``[B]``."""
+        return (self.user_tower(batch) * self.item_tower(batch)).sum(dim=-1) / self.temperature

@@ -1,0 +1,93 @@
+"""Shared fixtures: generated data (no network), and a reader of what the notebooks define."""
+
+from __future__ import annotations
+
+import ast
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from dssm_helpers.data import EncodedData, MovieLens, Split, encode, split_by_time, synthetic
+from dssm_helpers.features import BatchBuilder
+from dssm_helpers.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def notebook_paths() -> list[Path]:
+    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def notebook_definitions(number: str, *names: str) -> dict[str, object]:
+    """Execute a notebook's plain imports, upper-case constants and the named functions or classes, nothing else.
+
+    Lets a test compare what a notebook builds step by step with what the helper package ships.
+    """
+    (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+    namespace: dict[str, object] = {}
+    found = set()
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        source = "\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!")))
+        for node in ast.parse(source).body:
+            imported = isinstance(node, (ast.Import, ast.ImportFrom))
+            defined = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names
+            constant = (
+                isinstance(node, ast.Assign)
+                and isinstance(node.targets[0], ast.Name)
+                and node.targets[0].id.isupper()
+                and isinstance(node.value, ast.Constant)
+            )
+            if imported or defined or constant:
+                exec(compile(ast.Module([node], []), str(path), "exec"), namespace)  # noqa: S102
+            if defined:
+                found.add(node.name)
+    missing = set(names) - found
+    assert not missing, f"notebook {number} no longer defines {sorted(missing)}"
+    return namespace
+
+
+@pytest.fixture(scope="session")
+def tables() -> MovieLens:
+    """A small generated set: 60 users, 120 movies."""
+    return synthetic(n_ratings=1_500, n_users=60, n_movies=120, seed=1)
+
+
+@pytest.fixture(scope="session")
+def data(tables: MovieLens) -> EncodedData:
+    return encode(tables)
+
+
+@pytest.fixture(scope="session")
+def split(data: EncodedData) -> Split:
+    return split_by_time(data)
+
+
+@pytest.fixture(scope="session")
+def batches(data: EncodedData) -> BatchBuilder:
+    return BatchBuilder(data, max_history=10)
+
+
+@pytest.fixture
+def workspace(tables: MovieLens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace over the generated set with its artefacts in a temporary folder."""
+    monkeypatch.setenv("DSSM_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    return Workspace("synthetic", tables=tables, progress=False)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
