@@ -71,12 +71,23 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def stamp_running_time(notebook: nbformat.NotebookNode, seconds: float) -> nbformat.NotebookNode:
+    """Write the measured time into the title cell's ``**Runs in:** … on``."""
+    cell = notebook.cells[0]
+    cell.source = re.sub(r"(\*\*Runs in:\*\* ).*?( on )", rf"\g<1>{seconds:.0f} s\g<2>", cell.source, count=1)
+    return notebook
+
+
 def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> int:
     """Execute the notebooks in order, one progress line each; return the exit status."""
     folder = artifacts_dir(dataset)
     target = NOTEBOOKS if in_place else folder / "notebooks"
     target.mkdir(parents=True, exist_ok=True)
-    paths = [p for p in notebook_paths() if not only or p.stem[:2] in only]
+    paths = notebook_paths()
+    numbers = [p.stem[:2] for p in paths]
+    if unknown := set(only or []) - set(numbers):
+        raise ValueError(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(numbers)}")
+    paths = [p for p in paths if not only or p.stem[:2] in only]
     print(f"Running {len(paths)} notebooks on {dataset}", flush=True)
     failed, seconds = [], {}
     for number, path in enumerate(paths, 1):
@@ -84,7 +95,7 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
         notebook, seconds[path.stem], error = execute(path, dataset)
         if error is None or not in_place:
             with write_atomically(target / path.name) as temporary:
-                nbformat.write(clean(notebook), temporary)
+                nbformat.write(stamp_running_time(clean(notebook), seconds[path.stem]), temporary)
         print(f"{seconds[path.stem]:7.1f} s  {'FAILED' if error else 'ok'}", flush=True)
         if error:
             failed.append(path.stem)
@@ -155,8 +166,8 @@ def _title_and_promise(path: Path) -> tuple[str, str]:
 def render_readme(text: str, results: dict) -> str:
     """Fill the README's generated parts between their markers."""
     for name, content in (("scoreboard", scoreboard_markdown(results)), ("map", map_markdown(results))):
-        pattern = rf"(<!-- {name}: generated -->\n).*?(\n<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda m, c=content: m[1] + c + m[2], text, flags=re.S)
+        pattern = rf"(<!-- {name}: generated -->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.S)
         if count != 1:
             raise ValueError(f"README.md needs one pair of markers '<!-- {name}: generated -->' … '<!-- /{name} -->'")
     return text

@@ -174,7 +174,7 @@ def _find(name: str, archive: Archive, folder: Path, progress: bool) -> tuple[Pa
     for source, attempt in attempts:
         try:
             found = attempt()
-        except (OSError, ValueError, subprocess.SubprocessError) as error:  # pooch, requests and pip raise these
+        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:  # of pooch, pandas and pip
             reason = str(error).strip().splitlines() or [type(error).__name__]
             failures.append(f"{source}: {reason[-1][:300]}")
             continue
@@ -380,7 +380,9 @@ def check_tables(tables: MovieLens) -> None:
         frame = getattr(tables, table)
         missing = [c for c in columns if c not in frame.columns]
         if missing:
-            raise ValueError(f"{table}: missing column {', '.join(missing)}; found {', '.join(map(str, frame.columns))}")
+            raise ValueError(
+                f"{table}: missing column {', '.join(missing)}; found {', '.join(map(str, frame.columns))}"
+            )
         if frame.empty:
             raise ValueError(f"{table}: the table is empty; expected at least one row")
         absent = frame[list(columns)].isna().any()
@@ -393,7 +395,9 @@ def check_tables(tables: MovieLens) -> None:
         for column in columns:
             values = getattr(tables, table)[column]
             if not pd.api.types.is_integer_dtype(values):
-                raise ValueError(f"{table}.{column}: expected whole numbers, got {values.dtype} such as {values.iloc[0]!r}")
+                raise ValueError(
+                    f"{table}.{column}: expected whole numbers, got {values.dtype} such as {values.iloc[0]!r}"
+                )
     for table, key in (("ratings", ["user_id", "movie_id"]), ("users", ["user_id"]), ("movies", ["movie_id"])):
         frame = getattr(tables, table)
         twice = frame.duplicated(key)
@@ -552,6 +556,12 @@ class EncodedData:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def __repr__(self) -> str:
+        return (
+            f"EncodedData({self.name!r}: {len(self):,} interactions, "
+            f"{self.n_users - FIRST:,} users, {self.n_items - FIRST:,} movies)"
+        )
 
     def history(self, position: int) -> np.ndarray:
         """Movie indices the user rated before ``position``, oldest first."""

@@ -1,6 +1,7 @@
 """Full-catalogue ranking, metrics, baselines, comparisons (notebook 05).
 
 One protocol everywhere: the target is ranked among *all* movies minus those the user rated earlier; ties count half.
+The baselines' defaults are what notebook 05 finds best on ml-100k's validation.
 Why not a sample of candidates: W. Krichene and S. Rendle, "On Sampled Metrics for Item Recommendation", KDD 2020.
 """
 
@@ -45,9 +46,12 @@ def candidate_scores(scorer: Scorer, data: EncodedData, positions: np.ndarray, *
     scores = torch.as_tensor(scorer(positions), dtype=torch.float32).clone()
     expected = (len(positions), data.n_items)
     if tuple(scores.shape) != expected:
-        raise ValueError(f"the scorer returned shape {tuple(scores.shape)}, expected {expected} (users × movie indices)")
-    if torch.isnan(scores).any():
+        raise ValueError(
+            f"the scorer returned shape {tuple(scores.shape)}, expected {expected} (users × movie indices)"
+        )
+    if torch.isnan(scores[:, FIRST:]).any():
         raise ValueError("the scorer returned NaN; a diverged training run would rank everything first")
+    scores.clamp_(min=torch.finfo(scores.dtype).min)  # a candidate scored minus infinity stays a candidate
     scores[:, :FIRST] = -torch.inf
     if remove_seen:
         rows, items = seen_before(data, positions)
@@ -189,7 +193,7 @@ class ItemKNN:
 class EASE:
     """A linear autoencoder over the whole history with a closed form. H. Steck, WWW 2019."""
 
-    def __init__(self, data: EncodedData, train: np.ndarray, l2: float = 500.0):
+    def __init__(self, data: EncodedData, train: np.ndarray, l2: float = 100.0):
         matrix = interaction_matrix(data, train)
         gram = (matrix.T @ matrix).toarray().astype(np.float64)
         gram[np.diag_indices_from(gram)] += l2
@@ -208,16 +212,19 @@ class IALS:
     User vectors are solved anew from each history, so no user is at a disadvantage for having gone on watching.
     """
 
-    def __init__(self, data: EncodedData, train: np.ndarray, *, factors: int = 64, l2: float = 1.0, seed: int = 0,
-                 iterations: int = 15, alpha: float = 10.0):  # fmt: skip
+    def __init__(self, data: EncodedData, train: np.ndarray, *, factors: int = 32, l2: float = 1.0, seed: int = 0,
+                 iterations: int = 15, alpha: float = 1.0):  # fmt: skip
         try:
             from implicit.cpu.als import AlternatingLeastSquares
+            from threadpoolctl import threadpool_limits
         except ImportError as error:
             raise ImportError("the iALS baseline needs the implicit library: pip install implicit") from error
-        self.als = AlternatingLeastSquares(
-            factors=factors, regularization=l2, alpha=alpha, iterations=iterations, random_state=seed, num_threads=1
-        )
-        self.als.fit(interaction_matrix(data, train), show_progress=False)
+        # BLAS threads beside the library's own make it ten times slower, and it warns about them.
+        with threadpool_limits(1, user_api="blas"):
+            self.als = AlternatingLeastSquares(
+                factors=factors, regularization=l2, alpha=alpha, iterations=iterations, random_state=seed, num_threads=1
+            )
+            self.als.fit(interaction_matrix(data, train), show_progress=False)
         self.data = data
 
     def __call__(self, positions: np.ndarray) -> Tensor:

@@ -265,4 +265,3 @@ def default_features(
         SequenceFeature("genres", size["genres"], side_dim, "mean"),
     ]
     return user, item
-

@@ -22,14 +22,15 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    old = temporary.with_suffix(".old.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir():  # a folder cannot be renamed over a full one: move the old aside, whole
+            os.replace(path, old)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise OSError(
                 error.errno,
                 f"cannot write {path.name} ({error.strerror}); free some space, or point DSSM_DATA_DIR and "
@@ -38,7 +39,10 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        if old.is_dir() and not path.exists():
+            os.replace(old, path)
+        for rest in (temporary, old):
+            if rest.is_dir():
+                shutil.rmtree(rest, ignore_errors=True)
+            elif rest.exists():
+                rest.unlink()

@@ -50,7 +50,7 @@ class FeatureEmbedding(nn.Module):
         if source is None:
             table = nn.Embedding(feature.vocab_size, feature.embed_dim, padding_idx=PADDING)
             # Small, so that early cosines come from all features alike and not from the widest table.
-            nn.init.normal_(table.weight, std=0.05)
+            nn.init.normal_(table.weight, std=0.02)
             with torch.no_grad():
                 table.weight[PADDING].zero_()
             return table
@@ -146,10 +146,14 @@ class DSSM(nn.Module):
         item_features: Sequence[Feature],
         user_params: Mapping[str, Any] | None = None,
         item_params: Mapping[str, Any] | None = None,
-        temperature: float = 0.07,
+        temperature: float = 0.1,
     ):
         super().__init__()
-        default = {"dims": [256, 64], "activation": "prelu"}
+        default = {"dims": [256, 64], "activation": "prelu", "dropout": 0.0}
+        for side, params in (("user", user_params), ("item", item_params)):
+            unknown = sorted(set(params or {}) - set(default))
+            if unknown:  # a parameter nobody reads is worse than an error
+                raise ValueError(f"unknown {side}_params {', '.join(unknown)}; choose from {', '.join(default)}")
         user_params, item_params = {**default, **(user_params or {})}, {**default, **(item_params or {})}
         user_dims, item_dims = list(user_params["dims"]), list(item_params["dims"])
         if not user_dims or not item_dims:
@@ -163,15 +167,13 @@ class DSSM(nn.Module):
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.temperature = float(temperature)
-        self.item_tower = ItemTower(
-            item_features, item_dims, item_params["activation"], item_params.get("dropout", 0.0)
-        )
+        self.item_tower = ItemTower(item_features, item_dims, item_params["activation"], item_params["dropout"])
         self.user_tower = UserTower(
             user_features,
             user_dims,
             user_params["activation"],
             dict(self.item_tower.embedding.tables),
-            user_params.get("dropout", 0.0),
+            user_params["dropout"],
         )
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 from tqdm import tqdm
@@ -38,15 +38,15 @@ class TrainingConfig:
         logq: subtract log P(movie is in the batch) from in-batch logits (J. Yi et al., RecSys 2019).
         mask_accidental_hits: a batch row with the same movie as the target is not a negative.
         mask_seen: neither is a movie of the row's own history.
-        label_smoothing: share of the softmax target spread over all candidates.
+        label_smoothing: share of the softmax target spread over all candidates that are not masked.
         patience: stop after this many epochs without a better validation Hit@10; ``None`` runs all ``epochs``.
         schedule: ``one_cycle`` warms up and decays to zero over ``epochs``; ``constant``.
     """
 
     objective: str = "in_batch"
-    epochs: int = 10
+    epochs: int = 8
     batch_size: int = 512
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     schedule: str = "one_cycle"
     sampler: str = "uniform"
@@ -67,6 +67,10 @@ class TrainingConfig:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1 epoch, or None to run all epochs; got {self.patience}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.objective == "in_batch" and self.batch_size < 2:
             raise ValueError(
                 "in-batch negatives are the other rows of the batch, and a batch of one has none: "
@@ -87,32 +91,41 @@ def in_batch_loss(
     mask_accidental_hits: bool = True,
     history: Tensor | None = None,
     label_smoothing: float = 0.0,
+    first: int = 0,
 ) -> Tensor:
     """Softmax over the batch: row ``r``'s positive is column ``r`` (notebook 04, "In-batch softmax").
 
     Args:
-        logits: ``[B, B]`` cosine / temperature of user ``r`` with the movie of row ``c``.
+        logits: ``[B, B]`` cosine / temperature of user ``r`` with the movie of row ``c``; ``[b, B]`` where these are
+            ``b`` rows of a larger batch.
         items: ``[B]`` movie indices.
         log_q: ``[B]`` log-probability that a training row's target is that movie; subtracted from its column.
         history: ``[B, L]`` movies of each row's history, no negatives for that row (``mask_seen``).
+        label_smoothing: share of the target spread over the row's candidates, masked ones left out.
+        first: column of row 0's positive, for rows that start later in the batch (see ``distributed.py``).
+
+    Raises:
+        ValueError: fewer than two rows.
     """
-    rows = len(items)
-    if rows < 2:
+    if len(items) < 2:
         raise ValueError("a batch of one has no in-batch negatives; use at least two rows")
     if log_q is not None:
         logits = logits - log_q
-    blocked = None
+    rows = torch.arange(len(logits), device=items.device)
+    own = rows + first  # the column of each row's positive
+    blocked = torch.zeros_like(logits, dtype=torch.bool)
     if mask_accidental_hits:
-        blocked = items.unsqueeze(1) == items
+        blocked |= items[own].unsqueeze(1) == items
     if history is not None:
-        seen = logits.new_zeros(rows, int(max(items.max(), history.max())) + 1, dtype=torch.bool)
-        seen = seen.scatter(1, history, True)[:, items]
-        blocked = seen if blocked is None else blocked | seen
-    if blocked is not None:
-        blocked = blocked & ~torch.eye(rows, dtype=torch.bool, device=items.device)
-        # A large finite number: minus infinity would turn label smoothing into NaN.
-        logits = logits.masked_fill(blocked, -1e4 if label_smoothing == 0 else logits.detach().min().item())
-    return F.cross_entropy(logits, torch.arange(rows, device=items.device), label_smoothing=label_smoothing)
+        seen = logits.new_zeros(len(logits), int(max(items.max(), history.max())) + 1, dtype=torch.bool)
+        blocked |= seen.scatter(1, history, True)[:, items]
+    blocked[rows, own] = False
+    log_p = logits.masked_fill(blocked, -torch.inf).log_softmax(dim=1)  # [B, B]
+    loss = -log_p[rows, own]
+    if label_smoothing:
+        spread = -log_p.masked_fill(blocked, 0.0).sum(dim=1) / (~blocked).sum(dim=1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * spread
+    return loss.mean()
 
 
 def sampled_loss(objective: str, positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:
@@ -124,7 +137,7 @@ def sampled_loss(objective: str, positive: Tensor, negative: Tensor, hit: Tensor
         hit: ``[B, n]`` true where a drawn negative is the positive itself; such draws do not count.
     """
     if objective == "list_wise":
-        logits = torch.cat([positive.unsqueeze(1), negative.masked_fill(hit, -1e4)], dim=1)
+        logits = torch.cat([positive.unsqueeze(1), negative.masked_fill(hit, -torch.inf)], dim=1)
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
     weight = (~hit).float()
     if objective == "pair_wise":
@@ -340,21 +353,29 @@ class Trainer:
         """Continue from :meth:`save_checkpoint`.
 
         Raises:
-            ValueError: the checkpoint belongs to another configuration.
+            ValueError: the file is damaged or no checkpoint, or belongs to another configuration or model.
         """
-        with safe_open(path, framework="pt") as file:
-            note = json.loads(file.metadata()["trainer"])
+        try:
+            with safe_open(path, framework="pt") as file:
+                note = json.loads((file.metadata() or {})["trainer"])
+            tensors = load_file(path)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged or no checkpoint of a Trainer ({error}); delete it to start from the first epoch"
+            ) from error
         if note["config"] != asdict(self.config):
             differing = [k for k, v in asdict(self.config).items() if note["config"].get(k) != v]
             raise ValueError(
                 f"{path} was made with another {', '.join(differing)}; delete it or use the same configuration"
             )
-        tensors = load_file(path)
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
 
-        self.model.load_state_dict(part("model."))
+        try:
+            self.model.load_state_dict(part("model."))
+        except RuntimeError as error:
+            raise ValueError(f"{path} belongs to another model (other features or widths?): {error}") from error
         self._best = part("best.") or None
         state = self.optimizer.state_dict()
         state["state"] = {}
@@ -375,13 +396,15 @@ def load_weights(model: DSSM, path: str | Path) -> DSSM:
     """Load what :func:`save_weights` wrote into ``model``; its features and widths must be the same.
 
     Raises:
-        ValueError: the file belongs to a model of another shape.
+        ValueError: the file is damaged, or belongs to a model of another shape.
+        FileNotFoundError: there is none.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no weights at {path}; train first, or check the path")
     try:
         load_model(model, str(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and save the weights again") from error
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit this model (other features or widths?): {error}") from error
     return model.eval()
-

@@ -78,8 +78,16 @@ class Vocabulary:
             ValueError: text given to a vocabulary of integers or the reverse. Silently, every value would be unknown.
         """
         array = np.asarray(values)
-        if array.dtype.kind == "O":
-            array = array.astype(str) if self.values.dtype.kind == "U" else array.astype(np.int64)
+        known = True
+        if array.dtype.kind == "O":  # pandas' text, or something missing or huge among the numbers
+            text = [isinstance(v, str) for v in array.flat]
+            if self.values.dtype.kind == "U" or any(text):
+                array = array.astype(str)
+            else:
+                known = np.reshape(
+                    [isinstance(v, (int, np.integer)) and abs(v) < 2**63 for v in array.flat], array.shape
+                )
+                array = np.where(known, array, 0).astype(np.int64)
         if array.size and (array.dtype.kind == "U") != (self.values.dtype.kind == "U"):
             raise ValueError(
                 f"vocabulary {self.name!r} holds {'text' if self.values.dtype.kind == 'U' else 'integers'}, "
@@ -88,7 +96,7 @@ class Vocabulary:
         if not array.size:
             return np.empty(array.shape, dtype=np.int64)
         place = np.searchsorted(self.values, array).clip(max=len(self.values) - 1)
-        return np.where(self.values[place] == array, place + FIRST, UNKNOWN).astype(np.int64)
+        return np.where(known & (self.values[place] == array), place + FIRST, UNKNOWN).astype(np.int64)
 
     def decode(self, indices: Iterable[int]) -> list:
         """Raw values of ``indices``; ``None`` stands for padding and unknown."""

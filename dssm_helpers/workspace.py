@@ -42,15 +42,16 @@ class Recipe:
     pooling: str | tuple[str, ...] = DEFAULT_POOLING
     dim: int = 64
     dims: tuple[int, ...] = (256, 64)
-    dropout: float = 0.0
-    temperature: float = 0.07
+    dropout: float = 0.2
+    temperature: float = 0.1
     max_history: int = 50
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 RECIPES = {
     "dssm": Recipe(),
-    "dssm_mean": Recipe(pooling="mean"),
+    # The textbook's pooling. Validation prefers a window of 10 movies to one of 50: a short window is a crude recency.
+    "dssm_mean": Recipe(pooling="mean", max_history=10),
 }
 
 
@@ -65,7 +66,7 @@ def dataset_name() -> str:
 def seeds() -> list[int]:
     """Seeds to average over: 0 … ``DSSM_SEEDS`` - 1, default three. Fewer is quicker and less certain."""
     text = os.environ.get("DSSM_SEEDS") or "3"
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"DSSM_SEEDS must be a whole number from 1, got {text!r}")
     return list(range(int(text)))
 
@@ -135,6 +136,8 @@ class Workspace:
             if reason is None:
                 return load(path)
             print(f"{filename} is {reason}; building it again")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        note_path.unlink(missing_ok=True)  # an interrupted build leaves an artefact without a note: unfinished
         build(path)
         with write_atomically(note_path) as temporary:
             temporary.write_text(json.dumps({"recipe": wanted, "content": content_digest(path)}), encoding="utf-8")
@@ -164,9 +167,10 @@ class Workspace:
             save_weights(network, path)
 
         made_from = {"model": asdict(recipe), "training": asdict(config)}
+        if _read_json(record) is None:  # weights without their training history are half an artefact
+            (self.folder / f"{filename}.made-from.json").unlink(missing_ok=True)
         self.cached(filename, made_from, build, lambda path: load_weights(network, path))
-        rows = json.loads(record.read_text(encoding="utf-8")) if record.exists() else []
-        return network.eval(), float(sum(row["seconds"] for row in rows))
+        return network.eval(), float(sum(row["seconds"] for row in _read_json(record)))
 
     def training_history(self, model: str = "dssm", seed: int = 0) -> list[dict[str, float]]:
         """Per-epoch rows of a model that :meth:`trained` has made."""
@@ -190,9 +194,10 @@ class Workspace:
 
     def results(self) -> dict[str, Any]:
         """Everything measured so far."""
-        if not self.results_path.exists():
-            return {}
-        return json.loads(self.results_path.read_text(encoding="utf-8"))
+        results = _read_json(self.results_path)
+        if results is None and self.results_path.exists():
+            print(f"{self.results_path.name} is damaged; starting it anew")
+        return results or {}
 
     def record(self, **sections: Any) -> None:
         """Merge sections (``models=…``, ``retrieval=…``) into ``results.json``."""
@@ -226,10 +231,17 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _unusable(path: Path, note_path: Path, wanted: str) -> str | None:
+def _read_json(path: Path) -> Any | None:
+    """The content of ``path``; ``None`` if it is missing or damaged."""
     try:
-        note = json.loads(note_path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return None
+
+
+def _unusable(path: Path, note_path: Path, wanted: str) -> str | None:
+    note = _read_json(note_path)
+    if note is None:
         return "unfinished"
     if note.get("recipe") != wanted:
         return "stale (made from other data, settings or code)"

@@ -47,7 +47,7 @@ def notebook_definitions(number: str, *names: str) -> dict[str, object]:
                 and isinstance(node.value, ast.Constant)
             )
             if imported or defined or constant:
-                exec(compile(ast.Module([node], []), str(path), "exec"), namespace)  # noqa: S102
+                exec(compile(ast.Module([node], []), str(path), "exec"), namespace)
             if defined:
                 found.add(node.name)
     missing = set(names) - found

@@ -1,0 +1,137 @@
+"""Training on several processes with one joint batch of negatives (notebook 10, "When one machine is not enough").
+
+Run by ``torchrun --nproc-per-node 2 -m dssm_helpers.distributed``: gloo on CPUs, nccl on GPUs. Every rank encodes its
+own rows; item vectors and movie indices are gathered, so each user is ranked against the movies of *all* ranks. The
+loss and its gradient equal those of one process with the joint batch, which a test checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn.parallel import DistributedDataParallel
+
+from .evaluation import TwoTowerScorer, metrics, rank_targets
+from .features import Batch, BatchBuilder
+from .model import DSSM
+from .training import TrainingConfig, in_batch_loss
+from .workspace import Workspace, build_model, find_recipe
+
+
+class JointBatchLoss(nn.Module):
+    """In-batch softmax over the rows of all ranks, as a module, so that DistributedDataParallel sees its forward.
+
+    DDP averages the gradients of the ranks and every rank's loss is a mean over equally many rows, so the result is
+    the gradient of the mean over the joint batch. ``all_gather`` is the differentiable one: a movie vector also gets
+    the gradient of the other ranks' losses, in which it was a negative.
+    """
+
+    def __init__(self, model: DSSM, config: TrainingConfig, log_q: Tensor):
+        super().__init__()
+        if config.objective != "in_batch":
+            raise ValueError(f"only in_batch negatives need gathering; got the objective {config.objective!r}")
+        self.model, self.config = model, config
+        self.register_buffer("log_q", log_q, persistent=False)
+
+    def forward(self, batch: Batch) -> Tensor:
+        users = self.model.user_tower(batch)  # [b, D]
+        items = self.model.item_tower(batch)  # [b, D]
+        movie = batch["movie_id"]  # [b]
+        rank = 0
+        if dist.is_initialized():
+            rank = dist.get_rank()
+            parts = [torch.empty_like(movie) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, movie)
+            items, movie = torch.cat(all_gather(items)), torch.cat(parts)  # [B, D], [B]
+        return in_batch_loss(
+            users @ items.T / self.model.temperature,
+            movie,
+            self.log_q[movie] if self.config.logq else None,
+            mask_accidental_hits=self.config.mask_accidental_hits,
+            history=batch["history"] if self.config.mask_seen else None,
+            label_smoothing=self.config.label_smoothing,
+            first=rank * len(users),
+        )
+
+
+def log_shares(batches: BatchBuilder, train: np.ndarray) -> Tensor:
+    """log P(a training row's target is movie i), ``[I]``."""
+    counts = batches.data.item_counts(train)
+    return torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum())).float().to(batches.device)
+
+
+def train_epoch(
+    loss_of: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: BatchBuilder,
+    train: np.ndarray,
+    generator: torch.Generator,
+    batch_size: int,
+) -> float:
+    """One pass over ``train``: every rank takes its share of each joint batch of ``batch_size``. The mean loss."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if batch_size % world:
+        raise ValueError(f"batch_size {batch_size} does not divide over {world} ranks")
+    share = batch_size // world
+    total, count = torch.zeros((), device=batches.device), 0
+    for positions in batches.epoch(train, batch_size, generator):  # the same order on every rank: the same seed
+        if len(positions) < batch_size:
+            raise ValueError(f"{len(positions)} training rows are fewer than one batch of {batch_size}")
+        loss = loss_of(batches(positions[rank * share : (rank + 1) * share]))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()
+        count += 1
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return float(total) / count / world
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default=None, help="default: DSSM_DATASET, else ml-100k")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=512, help="of all ranks together")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    distributed = "RANK" in os.environ  # torchrun sets it
+    on_gpu = torch.cuda.is_available()
+    if distributed:
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+    rank = dist.get_rank() if distributed else 0
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        os.environ["DSSM_DEVICE"] = "cuda"
+    try:
+        ws = Workspace(options.dataset, progress=rank == 0)
+        config = TrainingConfig(epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
+        model = build_model(ws.data, find_recipe("dssm"), options.seed).to(ws.device)
+        module: nn.Module = JointBatchLoss(model, config, log_shares(ws.batches, ws.split.train))
+        if distributed:
+            module = DistributedDataParallel(module)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        for epoch in range(config.epochs):
+            module.train()
+            torch.manual_seed(options.seed + 1000 * epoch + rank)  # dropout differs between ranks
+            generator = torch.Generator().manual_seed(options.seed + epoch)
+            loss = train_epoch(module, optimizer, ws.batches, ws.split.train, generator, config.batch_size)
+            if rank == 0:
+                figures = metrics(rank_targets(TwoTowerScorer(model, ws.batches), ws.data, ws.split.validation))
+                world = dist.get_world_size() if distributed else 1
+                print(f"epoch {epoch + 1}: {world} ranks, loss {loss:.4f}, validation hit@10 {figures['hit@10']:.3f}")
+        if distributed:
+            dist.barrier()  # a rank that leaves while another still talks to it brings both down
+    finally:
+        if distributed:
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The runner: executing, cleaning, publishing, student copies."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import nbformat
+import pytest
+
+from dssm_helpers import course
+
+
+def notebook(*sources: str) -> nbformat.NotebookNode:
+    cells = [nbformat.v4.new_markdown_cell("# 00 · Title\n\nAfter this you can see it.")]
+    return nbformat.v4.new_notebook(cells=cells + [nbformat.v4.new_code_cell(source) for source in sources])
+
+
+@pytest.fixture
+def course_folder(tmp_path, monkeypatch):
+    """A course of two tiny notebooks, the second of which can be replaced."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    nbformat.write(notebook("print('a')"), folder / "00_first.ipynb")
+    nbformat.write(notebook("import os; print(os.environ['DSSM_DATASET'])"), folder / "01_second.ipynb")
+    monkeypatch.setattr(course, "NOTEBOOKS", folder)
+    monkeypatch.setenv("DSSM_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
+    monkeypatch.setenv("DSSM_DATASET", "synthetic")
+    return folder
+
+
+def test_run_writes_executed_copies_and_a_line_per_notebook(course_folder, tmp_path, capsys):
+    before = (course_folder / "01_second.ipynb").read_bytes()
+    assert course.run("synthetic") == 0
+    copy = nbformat.read(tmp_path / "artifacts" / "synthetic" / "notebooks" / "01_second.ipynb", as_version=4)
+    assert copy.cells[1].outputs[0].text == "synthetic\n"
+    assert (course_folder / "01_second.ipynb").read_bytes() == before
+    assert "[2/2] 01_second" in capsys.readouterr().out
+
+
+def test_a_failing_notebook_fails_the_run_and_keeps_the_committed_one(course_folder, capsys):
+    nbformat.write(notebook("1 / 0"), course_folder / "01_second.ipynb")
+    before = (course_folder / "01_second.ipynb").read_bytes()
+    assert course.run("synthetic", in_place=True) == 1
+    assert (course_folder / "01_second.ipynb").read_bytes() == before
+    output = capsys.readouterr()
+    assert "FAILED" in output.out
+    assert "ZeroDivisionError" in output.err
+
+
+def test_only_runs_what_was_asked_for(course_folder, capsys):
+    assert course.run("synthetic", only=["01"]) == 0
+    assert "00_first" not in capsys.readouterr().out
+
+
+def test_unknown_notebook_numbers_are_refused(course_folder):
+    with pytest.raises(ValueError, match="00, 01"):
+        course.run("synthetic", only=["07"])
+
+
+def test_clean_keeps_the_last_state_of_a_progress_bar():
+    node = notebook("x")
+    bar = nbformat.v4.new_output("stream", name="stderr", text="  0%|\r 50%|\r100%| done\nnext\n")
+    node.cells[1].outputs = [bar]
+    node.cells[1].metadata["execution"] = {"iopub.execute_input": "2020-01-01"}
+    node.metadata["widgets"] = {"state": {}}
+    course.clean(node)
+    assert node.cells[1].outputs[0].text == "100%| done\nnext\n"
+    assert "execution" not in node.cells[1].metadata
+    assert "widgets" not in node.metadata
+
+
+def test_student_copies_lose_the_solution_and_nothing_else():
+    node = notebook("def f(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION\n\n\ncheck_f(f)")
+    source = course.without_solutions(node).cells[1].source
+    assert source == "def f(x):\n    raise NotImplementedError('your code here')\n\n\ncheck_f(f)"
+    compile(source, "cell", "exec")
+
+
+RESULTS = {
+    "dataset": "ml-100k",
+    "seeds": 2,
+    "models": {
+        "popularity": {"hit@10": 0.1, "hit@100": 0.3, "ndcg@10": 0.05, "mrr": 0.04, "train_seconds": 0.0},
+        "dssm": {"hit@10": 0.25, "hit@100": 0.7, "ndcg@10": 0.13, "mrr": 0.1, "train_seconds": 21.4},
+    },
+    "notebook_seconds": {"00_first": 12.3},
+}
+
+
+def test_scoreboard_is_sorted_and_says_what_training_took():
+    rows = course.scoreboard_markdown(RESULTS).splitlines()[2:]
+    assert rows[0].startswith("| **two-tower of this course**")
+    assert rows[0].endswith("| 0.250 | 0.700 | 0.130 | 0.100 | 21 s |")
+    assert rows[1].endswith("| – |")
+    assert "dssm" in course.plain_scoreboard(RESULTS)
+
+
+def test_readme_is_filled_between_its_markers(course_folder):
+    text = "a\n<!-- scoreboard: generated -->\nold\n<!-- /scoreboard -->\nb\n<!-- map: generated -->\n<!-- /map -->\n"
+    filled = course.render_readme(text, RESULTS)
+    assert "old" not in filled
+    assert "| [00 Title](notebooks/00_first.ipynb) | see it | 12 s |" in filled
+    assert course.render_readme(filled, RESULTS) == filled
+    with pytest.raises(ValueError, match="scoreboard"):
+        course.render_readme("no markers", RESULTS)
+
+
+def test_running_time_is_written_into_the_title_cell():
+    node = notebook("x")
+    node.cells[0].source += "\n**Reading:** 5 minutes · **Runs in:** - on two CPU cores"
+    course.stamp_running_time(node, 41.7)
+    assert node.cells[0].source.endswith("**Runs in:** 42 s on two CPU cores")
+    course.stamp_running_time(node, 130.0)
+    assert node.cells[0].source.endswith("**Runs in:** 130 s on two CPU cores")
+
+
+def test_command_line_help_and_bad_names(capsys):
+    with pytest.raises(SystemExit) as ended:
+        course.main(["run", "--dataset", "netflix"])
+    assert ended.value.code == 2
+    assert "ml-100k" in capsys.readouterr().err
+
+
+def test_results_of_a_run_survive_in_results_json(course_folder, tmp_path):
+    path = tmp_path / "artifacts" / "synthetic" / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**RESULTS, "dataset": "synthetic"}))
+    assert course.run("synthetic") == 0
+    seconds = json.loads(path.read_text())["notebook_seconds"]
+    assert set(seconds) == {"00_first", "01_second"}
+    assert sys.version_info >= (3, 11)

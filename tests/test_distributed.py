@@ -1,0 +1,102 @@
+"""Two processes with gathered negatives equal one process with the joint batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from dssm_helpers.distributed import JointBatchLoss, log_shares, train_epoch
+from dssm_helpers.training import TrainingConfig
+from dssm_helpers.workspace import Recipe, build_model
+
+# Runs the same step in one process or in two and writes the loss and every gradient's norm.
+SCRIPT = """
+import json, os, sys
+import torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from dssm_helpers.data import encode, split_by_time, synthetic
+from dssm_helpers.distributed import JointBatchLoss, log_shares
+from dssm_helpers.features import BatchBuilder
+from dssm_helpers.training import TrainingConfig
+from dssm_helpers.workspace import Recipe, build_model
+
+torch.set_num_threads(1)
+if "RANK" in os.environ:
+    dist.init_process_group("gloo")
+rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+data = encode(synthetic(n_ratings=1_500, n_users=60, n_movies=120, seed=1))
+train, batches = split_by_time(data).train, BatchBuilder(data)
+module = JointBatchLoss(build_model(data, Recipe(dropout=0.0), 0), TrainingConfig(), log_shares(batches, train))
+if world > 1:
+    module = DistributedDataParallel(module)
+positions = torch.as_tensor(train[:64])
+share = 64 // world
+loss = module(batches(positions[rank * share : (rank + 1) * share]))
+loss.backward()
+total = loss.detach().clone()
+if world > 1:
+    dist.all_reduce(total)
+if rank == 0:
+    norms = {n.removeprefix("module."): p.grad.norm().item() for n, p in module.named_parameters()}
+    json.dump({"loss": total.item() / world, "norms": norms}, open(sys.argv[1], "w"))
+if world > 1:
+    dist.barrier()  # a rank that leaves while another still talks to it brings both down
+    dist.destroy_process_group()
+"""
+
+
+def run(path, *command):
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_and_gradient_of_the_joint_batch(tmp_path):
+    script = tmp_path / "step.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    run(tmp_path / "one.json", sys.executable, str(script))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run(tmp_path / "two.json", *torchrun, str(script))
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert two["norms"] == pytest.approx(one["norms"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_example_runs_under_torchrun(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "dssm_helpers.distributed", "--dataset", "synthetic", "--epochs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in done.stdout.splitlines() if "2 ranks" in line]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+
+
+def test_one_process_trains_too(data, split, batches):
+    model = build_model(data, Recipe(dropout=0.0), 0)
+    loss_of = JointBatchLoss(model, TrainingConfig(), log_shares(batches, split.train))
+    optimizer = torch.optim.AdamW(loss_of.parameters(), lr=3e-3)
+    losses = [
+        train_epoch(loss_of, optimizer, batches, split.train, torch.Generator().manual_seed(i), 64) for i in range(3)
+    ]
+    assert losses[2] < losses[0]
+
+
+def test_a_set_smaller_than_one_batch_is_refused(data, split, batches):
+    loss_of = JointBatchLoss(build_model(data), TrainingConfig(), log_shares(batches, split.train))
+    optimizer = torch.optim.AdamW(loss_of.parameters())
+    with pytest.raises(ValueError, match="fewer than one batch"):
+        train_epoch(loss_of, optimizer, batches, np.arange(10), torch.Generator(), 64)
+
+
+def test_other_objectives_are_refused(data, split, batches):
+    with pytest.raises(ValueError, match="in_batch"):
+        JointBatchLoss(build_model(data), TrainingConfig(objective="pair_wise"), log_shares(batches, split.train))

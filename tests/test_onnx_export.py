@@ -1,0 +1,207 @@
+"""onnx_export.py: parity with torch, one file, dynamic shapes, refused ids, no torch at run time (notebook 08)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, notebook_definitions
+
+from dssm_helpers.data import EncodedData
+from dssm_helpers.features import SequenceFeature, default_features
+from dssm_helpers.model import DSSM
+from dssm_helpers.onnx_export import PARTS, VARIANTS, OnnxTower, compress_onnx, evaluation_mode, export_onnx
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+
+def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "recency:1", "recency:10")) -> DSSM:
+    torch.manual_seed(0)
+    user, item = default_features(data, dim=16, side_dim=8, pooling=pooling)
+    params = {"dims": (32, 16), "dropout": 0.5}
+    model = DSSM(user, item, params, params)
+    with torch.no_grad():  # far from the small values it starts with, so that differences would show
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(data: EncodedData) -> DSSM:
+    return make_model(data)
+
+
+@pytest.fixture(scope="module")
+def exported(model: DSSM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx")
+    for part in PARTS:
+        export_onnx(model, folder / f"{part}.onnx", part)
+    return folder
+
+
+def random_batch(tower: OnnxTower, rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Any valid ids, padding and unknown included, padding at the end of sequences."""
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, rank in tower.ranks.items():
+        batch[name] = rng.integers(0, tower.vocab_sizes[name], (rows, length) if rank == 2 else rows)
+        if rank == 2:
+            batch[name][np.arange(length) >= rng.integers(0, length + 1, (rows, 1))] = 0
+    return batch
+
+
+def in_torch(model: DSSM, part: str, batch: dict[str, np.ndarray]) -> np.ndarray:
+    module = {"model": model, "user": model.user_tower, "item": model.item_tower}[part]
+    with torch.inference_mode():
+        return module({name: torch.from_numpy(ids) for name, ids in batch.items()}).numpy()
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("length", [0, 1, 13, 50, 60])
+def test_parity_with_torch_at_every_size(model, exported, part, rows, length):
+    tower = OnnxTower.load(exported / f"{part}.onnx")
+    batch = random_batch(tower, rows, length)
+    expected, got = in_torch(model, part, batch), tower(batch)
+    assert got.shape == expected.shape == ((rows,) if part == "model" else (rows, model.dim))
+    assert np.abs(got - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("pooling", ["sum", "max", "recency"])
+def test_parity_of_every_pooling(data, tmp_path, pooling):
+    model = make_model(data, pooling)
+    tower = OnnxTower.load(export_onnx(model, tmp_path / "user.onnx", "user"))
+    for length in (1, 13, 60) if pooling == "max" else (0, 1, 13, 60):
+        batch = random_batch(tower, 7, length)
+        assert np.abs(tower(batch) - in_torch(model, "user", batch)).max() <= 1e-5
+
+
+def test_one_checked_file_with_feature_names_free_axes_and_no_machine_paths(model, exported):
+    assert sorted(path.name for path in exported.iterdir()) == ["item.onnx", "model.onnx", "user.onnx"]
+    features = {f.name: f for f in model.user_tower.embedding.features}
+    proto = onnx.load(exported / "user.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    assert {i.name for i in proto.graph.input} == features.keys()
+    for value in proto.graph.input:
+        axes = [axis.dim_param for axis in value.type.tensor_type.shape.dim]
+        assert axes == (["batch", value.name] if isinstance(features[value.name], SequenceFeature) else ["batch"])
+    assert [o.name for o in proto.graph.output] == ["user_vector"]
+    assert str(ROOT).encode() not in (exported / "user.onnx").read_bytes()
+    assert json.loads(proto.metadata_props[0].value)["vocab_sizes"]["gender"] == features["gender"].vocab_size
+
+
+def test_export_switches_dropout_off_and_restores_every_mode(data, tmp_path):
+    model = make_model(data)
+    model.train()
+    model.item_tower.eval()
+    modes = [module.training for module in model.modules()]
+    tower = OnnxTower.load(export_onnx(model, tmp_path / "user.onnx", "user"))
+    assert [module.training for module in model.modules()] == modes
+    batch = random_batch(tower, 5, 4)
+    with evaluation_mode(model):
+        assert np.abs(tower(batch) - in_torch(model, "user", batch)).max() <= 1e-5
+    with pytest.raises(RuntimeError), evaluation_mode(model):
+        raise RuntimeError
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"age": [-1, 2]}, ValueError, r"'age': id -1 in row 0 is outside 0 … \d+ "),
+        ({"history": [[3, 2], [4, 10_000]]}, ValueError, r"'history': id 10000 in row 1 is outside 0 … 121 "),
+        ({"zip": [2.0, 3.0]}, ValueError, "'zip': expected whole numbers.*float64"),
+        ({"zip": ["021", "945"]}, ValueError, "'zip': expected whole numbers"),
+        ({"gender": [True, False]}, ValueError, "'gender': expected whole numbers"),
+        ({"history": [2, 3]}, ValueError, r"'history': expected shape \[batch, length\], got \[2\]"),
+        ({"age": [[2], [3]]}, ValueError, r"'age': expected shape \[batch\], got \[2, 1\]"),
+        ({"age": [2]}, ValueError, "'age' has 1 rows, the inputs before it have 2"),
+        ({"ages": [2, 3]}, KeyError, "unknown ages; this user takes user_id, gender"),
+        ({"age": None}, KeyError, "missing age; this user takes user_id"),
+    ],
+)
+def test_bad_input_is_refused_before_the_session(exported, change, error, message):
+    tower = OnnxTower.load(exported / "user.onnx")
+    batch = {**random_batch(tower, 2, 2), **change}
+    batch = {name: ids for name, ids in batch.items() if ids is not None}
+    with pytest.raises(error, match=message):
+        tower(batch)
+
+
+def test_other_integer_types_lists_and_an_empty_batch_are_fine(exported):
+    tower = OnnxTower.load(exported / "user.onnx")
+    batch = random_batch(tower, 3, 2)
+    expected = tower(batch)
+    assert np.array_equal(tower({name: ids.astype(np.int32) for name, ids in batch.items()}), expected)
+    assert np.array_equal(tower({name: np.asfortranarray(ids).tolist() for name, ids in batch.items()}), expected)
+    assert tower(random_batch(tower, 0, 2)).shape == (0, tower.dim)
+
+
+@pytest.mark.parametrize(("variant", "smaller", "off"), [("fp16", 0.75, 2e-2), ("int8", 0.65, 0.3)])
+def test_variants_are_smaller_and_close(exported, tmp_path, variant, smaller, off):
+    assert variant in VARIANTS
+    target = compress_onnx(exported / "user.onnx", tmp_path / "small.onnx", variant)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+    assert target.stat().st_size < smaller * (exported / "user.onnx").stat().st_size
+    full, small = OnnxTower.load(exported / "user.onnx"), OnnxTower.load(target)
+    assert small.vocab_sizes == full.vocab_sizes
+    batch = random_batch(full, 200, 9)
+    difference = np.abs(small(batch) - full(batch)).max()
+    assert 0 < difference < off
+    with pytest.raises(ValueError, match="outside 0"):
+        small({**batch, "age": np.full(200, -1)})
+
+
+def test_unknown_names_and_files_are_refused(model, exported, tmp_path):
+    with pytest.raises(ValueError, match="unknown part 'users'; choose from model, user, item"):
+        export_onnx(model, tmp_path / "x.onnx", "users")
+    with pytest.raises(ValueError, match="unknown variant 'int4'; choose from int8, fp16"):
+        compress_onnx(exported / "user.onnx", tmp_path / "x.onnx", "int4")
+    for call in (lambda: OnnxTower.load(tmp_path / "x"), lambda: compress_onnx(tmp_path / "x", tmp_path / "y", "int8")):
+        with pytest.raises(FileNotFoundError, match="no ONNX file at"):
+            call()
+    (tmp_path / "noise.onnx").write_bytes(b"noise")
+    with pytest.raises(ValueError, match="not a readable ONNX model"):
+        OnnxTower.load(tmp_path / "noise.onnx")
+    proto = onnx.load(exported / "user.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="carries no vocabulary sizes"):
+        OnnxTower.load(tmp_path / "foreign.onnx")
+
+
+def test_a_failed_export_leaves_the_old_file(model, exported, tmp_path, monkeypatch):
+    target = tmp_path / "user.onnx"
+    target.write_bytes(b"the old one")
+    monkeypatch.setattr(onnx, "save_model", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="free some space"):
+        export_onnx(model, target, "user")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the old one"]
+
+
+def test_a_tower_runs_where_torch_cannot_be_imported(model, exported, tmp_path):
+    batch = random_batch(OnnxTower.load(exported / "user.onnx"), 4, 6)
+    np.savez(tmp_path / "batch.npz", **batch)
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'pandas', 'onnx', 'onnxscript'): sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from dssm_helpers.onnx_export import OnnxTower\n"
+        "with np.load(sys.argv[2]) as batch: np.save(sys.argv[3], OnnxTower.load(sys.argv[1])(dict(batch)))\n"
+    )
+    paths = [exported / "user.onnx", tmp_path / "batch.npz", tmp_path / "out.npy"]
+    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, cwd=ROOT, timeout=120)
+    assert np.abs(np.load(tmp_path / "out.npy") - in_torch(model, "user", batch)).max() <= 1e-5
+
+
+def test_a_missing_library_names_its_install_command(monkeypatch, exported):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match="pip install onnxruntime"):
+        OnnxTower.load(exported / "user.onnx")

@@ -1,0 +1,178 @@
+"""The repository's promises: versions agree, imports go one way, notebooks are clean, README is current."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import nbformat
+import pytest
+from conftest import NOTEBOOKS, ROOT, notebook_paths
+
+from dssm_helpers import course
+
+ORDER = [
+    "files", "vocabulary", "data", "features", "model", "evaluation", "training", "retrieval", "visualization",
+    "onnx_export", "serving",
+]  # fmt: skip
+ANY_ORDER = {"workspace", "checks", "course", "environment", "diagnosis", "distributed"}
+PATHS = [pytest.param(path, id=path.stem) for path in notebook_paths()]
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def test_environment_yml_takes_its_versions_from_requirements_txt():
+    # Only the shape matters here, so no YAML library: the pip part must include the pins and the package itself.
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    conda, pip = text.split("- pip:\n")
+    assert [line.strip() for line in pip.strip().splitlines()] == ["- -r requirements.txt", "- -e ."]
+    named = re.findall(r"^  - ([\w-]+)", conda, re.M)
+    assert {"graphviz", "cxx-compiler", "python", "pip"} <= set(named)
+    assert not set(named) & set(pinned()) - {"graphviz"}, "a package pinned by pip must not come from conda as well"
+    python = re.search(r"python=(\d+)\.(\d+)", conda)
+    assert (3, 11) <= (int(python[1]), int(python[2])) <= (3, 14)
+
+
+def test_installed_versions_are_the_pinned_ones():
+    from importlib.metadata import PackageNotFoundError, version
+
+    differing = {}
+    for name, wanted in pinned().items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = version("annoy-mm") if name == "annoy" else None
+        if found is None or found.split("+")[0] != wanted:
+            differing[name] = (found, wanted)
+    assert not differing
+
+
+def test_package_metadata_admits_the_pins():
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = [*project["dependencies"], *(r for part in project["optional-dependencies"].values() for r in part)]
+    for requirement in map(Requirement, requirements):
+        assert requirement.specifier.contains(pinned()[requirement.name]), requirement.name
+
+
+def test_imports_go_one_way():
+    for path in (ROOT / "dssm_helpers").glob("*.py"):
+        if path.stem in ANY_ORDER | {"__init__"}:
+            continue
+        assert path.stem in ORDER, f"{path.name}: add the module to the import order"
+        imported = {
+            node.module.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
+        }
+        late = {name for name in imported if ORDER.index(name) >= ORDER.index(path.stem)}
+        assert not late, f"{path.stem} imports {late}, which come after it"
+
+
+def test_the_package_sets_the_thread_policy_before_torch_and_needs_no_torch_itself():
+    code = (
+        "import os, sys; os.environ.pop('OMP_WAIT_POLICY', None); import dssm_helpers, dssm_helpers.vocabulary; "
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["PASSIVE", "False"]
+
+
+def test_no_ratings_are_committed():
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    assert tracked
+    suspicious = [f for f in tracked if re.search(r"(^|/)(u\.data|ratings\.dat|.*\.(zip|whl|inter|safetensors))$", f)]
+    assert not suspicious
+
+
+# -- notebooks --------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_notebooks():
+    assert [p.stem[:2] for p in notebook_paths()] == [f"{i:02d}" for i in range(len(PATHS))]
+    assert len(PATHS) >= 6
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_committed_notebooks_are_executed_and_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "make notebooks re-executes it"
+    assert path.stat().st_size < 500_000
+    assert "widgets" not in notebook.metadata
+    for cell in notebook.cells:
+        assert "execution" not in cell.metadata
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error"
+            text = json.dumps(output)
+            assert not re.search(r"(/root/|/home/\w|/tmp/|/Users/\w|[A-Z]:\\\\Users)", text), "a machine path"
+            assert "widget-view" not in text
+            if output.get("name") == "stderr":
+                assert "warning" not in output.text.lower()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_notebooks_share_their_setup_and_link_to_each_other(path):
+    notebook = nbformat.read(path, as_version=4)
+    first = nbformat.read(notebook_paths()[0], as_version=4)
+    assert notebook.cells[1].source == first.cells[1].source, "the set-up cell is the same everywhere"
+    title = notebook.cells[0].source
+    assert title.startswith(f"# {path.stem[:2]} · ")
+    assert course._title_and_promise(path)
+    linked = re.findall(r"\]\((\w+\.ipynb)\)", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"))
+    missing = [name for name in linked if not (NOTEBOOKS / name).exists()]
+    assert not missing
+    repository = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+    colab = repository.replace("https://github.com/", "https://colab.research.google.com/github/")
+    assert f"({colab}/blob/main/notebooks/{path.name})" in title
+    assert f"git+{repository}" in notebook.cells[1].source
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_exercise_has_a_solution_and_a_check(path):
+    sources = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    solutions = sum("### BEGIN SOLUTION" in s for s in sources)
+    checks = sum(bool(re.search(r"^check_\w+\(", s, re.M)) for s in sources)
+    assert solutions >= 1
+    assert checks >= solutions
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_code_cells_stay_readable(path):
+    sources = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    longest = max(sources, key=lambda s: len([line for line in s.splitlines() if line.strip()]))
+    assert len([line for line in longest.splitlines() if line.strip()]) <= 25, longest
+
+
+# -- README -----------------------------------------------------------------------------------------------------------
+
+
+def test_readme_tables_are_generated_from_the_measured_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = json.loads(course.PUBLISHED.read_text(encoding="utf-8"))
+    assert course.render_readme(text, results) == text, "python -m dssm_helpers.course readme refreshes it"
+    assert {"dssm", "dssm_mean", "popularity", "item_knn", "ease"} <= set(results["models"])
+    assert results["dataset"] == "ml-100k"
+
+
+def test_readme_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert targets
+    assert not [t for t in targets if not (ROOT / t).exists()]
+
+
+def test_the_course_beats_its_baselines_in_the_published_figures():
+    models = json.loads(course.PUBLISHED.read_text(encoding="utf-8"))["models"]
+    for baseline in ("popularity", "item_knn", "ease"):
+        for metric in ("hit@10", "ndcg@10"):
+            assert models["dssm"][metric] > models[baseline][metric]
