@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -63,12 +63,61 @@ def _memory_gib() -> float | None:
         return None
 
 
+def resident_memory() -> int:
+    """Bytes of physical memory this process holds now (Linux; elsewhere its largest so far)."""
+    return _status("VmRSS") or _largest()
+
+
+def reset_peak() -> None:
+    """Forget the peak so far, so that :func:`peak_memory` sees only what comes now (Linux; elsewhere nothing)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Largest number of bytes of physical memory held since the start or the last :func:`reset_peak`."""
+    return _status("VmHWM") or _largest()
+
+
+def _status(field: str) -> int | None:
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _largest() -> int:
     import resource  # not on Windows
 
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size if sys.platform == "darwin" else size * 1024
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without swapping; ``None`` where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def pin_to_one_core() -> None:
+    """Keep this process on one core, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def latency(seconds: Sequence[float]) -> dict[str, float]:
+    """Milliseconds: median and 99th percentile."""
+    ordered = sorted(seconds)
+    at = min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))
+    return {"p50_ms": 1e3 * median(ordered), "p99_ms": 1e3 * ordered[at], "requests": len(ordered)}
 
 
 def best_of(function: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
@@ -142,3 +191,10 @@ def _cell(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    import argparse
+
+    argparse.ArgumentParser(description="Print this machine as the benchmarks describe it.").parse_args()
+    print(json.dumps(machine(), indent=1))

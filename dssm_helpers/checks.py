@@ -10,14 +10,18 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from .data import EncodedData, encode, synthetic
-from .training import TrainingConfig, loss_at_chance
+from .features import Batch, BatchBuilder
+from .model import DSSM
+from .retrieval import build_index
+from .training import Trainer, TrainingConfig, loss_at_chance
 from .vocabulary import Vocabulary
-from .workspace import strict
+from .workspace import RECIPES, Workspace, build_model, strict
 
 
 class Hint(Exception):
@@ -63,6 +67,30 @@ def close(answer: object, expected: object, what: str, hint: str, tolerance: flo
 
 
 # -- notebook 00 ------------------------------------------------------------------------------------------------------
+
+
+@exercise("a history of your own")
+def check_my_history(my_history: Callable, n_items: int) -> None:
+    """``my_history() -> list[int]``: three or more different movie indices below ``n_items``."""
+    history = my_history()
+    if history is None:
+        raise Hint("the function returns nothing; end it with `return find([...])`")
+    if any(isinstance(movie, str) for movie in history):
+        raise Hint("these are titles; the model wants indices: pass the titles to find([...])")
+    if len(set(history)) < 3 or len(set(history)) < len(history):
+        raise Hint(f"{history} are not three or more different movies; does each beginning match a title of its own?")
+    if not all(2 <= movie < n_items for movie in history):
+        raise Hint(f"movie indices go from 2 to {n_items - 1}, 0 is padding and 1 is unknown; got {history}")
+
+
+@exercise("overlap of two lists")
+def check_overlap(overlap: Callable) -> None:
+    """``overlap(first, second) -> float``."""
+    hint = "Count the entries of the first list that the second has too, and divide by the length of the first."
+    close(overlap([1, 2, 3, 4], [4, 3, 9, 8]), 0.5, "the overlap of [1, 2, 3, 4] and [4, 3, 9, 8]", hint)
+    close(overlap([1, 2], [2, 1]), 1.0, "the overlap of [1, 2] and [2, 1]", "The order of a list does not matter here.")
+    close(overlap(["a"], ["b"]), 0.0, "the overlap of two lists with nothing in common", hint)
+
 
 # -- notebook 01 ------------------------------------------------------------------------------------------------------
 
@@ -301,16 +329,297 @@ def check_recent_genre(recent_genre_scores: Callable) -> None:
         recent_genre_scores(torch.tensor([1, 2, 4]), genres, counts),
         [[0, 5, 3, 0, 0], [0, 5, 3, 8, 0], [0, 0, 0, 0, 7]],
         "the score of five movies for three users",
-        "genres[newest] @ genres.T counts the genres two movies share; one or more keeps the movie's count, none gives 0.",
+        "genres[newest] @ genres.T counts the genres two movies share; with one or more a movie keeps its count.",
     )
 
 
 # -- notebook 06 ------------------------------------------------------------------------------------------------------
 
+
+@exercise("search without the seen")
+def check_search_unseen(answer: Callable) -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 4))
+    index = build_index(vectors, 100 + 3 * np.arange(40))
+    for query in vectors[:5]:
+        order = index.search(query, 40)[0][0]
+        cases = (
+            ("with nothing seen", [], order[:5]),
+            ("when the best 8 are all seen", order[:8], order[8:13]),
+            ("when 38 of 40 are seen, so only 2 are left", order[:38], order[38:]),
+            ("when a seen id is not in the index", [*order[:2].tolist(), 5], order[2:7]),
+        )
+        for what, seen, expected in cases:
+            got = np.asarray(answer(index, query, np.asarray(seen, dtype=np.int64), 5))
+            if got.ndim != 1:
+                raise Hint(f"expected one array of ids [k], got shape {got.shape}; search returns [1, n], take row 0")
+            if np.isin(got, seen).any():
+                raise Hint(f"{what}, seen ids came back; np.isin(ids, seen_ids) marks them")
+            if len(got) != len(expected):
+                raise Hint(f"{what}, {len(got)} ids came back, expected {len(expected)}; fetch k + len(seen_ids)")
+            close(got, expected, f"{what}, the answer", "Keep the order of the search, best first.")
+
+
+@exercise("the cheapest nprobe")
+def check_cheapest_nprobe(answer: Callable) -> None:
+    class Dial:
+        """Looks like an index; with nprobe cells searched it finds the first nprobe of ten neighbours."""
+
+        nprobe = 1
+
+        def tune(self, nprobe: int) -> Dial:
+            self.nprobe = nprobe
+            return self
+
+        def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+            found = np.where(np.arange(k) < self.nprobe, np.arange(k), 1000 + np.arange(k))
+            return np.tile(found, (len(queries), 1)), np.zeros((len(queries), k), dtype=np.float32)
+
+    queries, exact = np.zeros((3, 4), dtype=np.float32), np.tile(np.arange(10), (3, 1))
+    cases = ((0.5, (1, 2, 5, 10), 5), (0.55, (10, 6, 5, 1), 6), (0.0, (4, 2), 2), (1.0, (1, 9), None))
+    for target, choices, expected in cases:
+        got = answer(Dial(), queries, exact, target, choices)
+        if got != expected:
+            hint = (
+                "None says that no choice is enough."
+                if expected is None
+                else "Sort the choices, and return the first with recall ≥ target (a recall equal to it is enough)."
+            )
+            raise Hint(f"target {target}, choices {choices}: the answer is {got}, expected {expected}. {hint}")
+
+
+@exercise("megabytes of an index")
+def check_index_megabytes(answer: Callable) -> None:
+    cases = (
+        ("a million float32 vectors of 64", (1_000_000, 64, "float32"), 256.0, "4 bytes for each of n · dim numbers."),
+        ("the same in sq8", (1_000_000, 64, "sq8"), 64.0, "One byte a number."),
+        ("the same in pq with 16 codes", (1_000_000, 64, "pq"), 16.0, "m bytes a vector, whatever dim is."),
+        ("a billion in pq with 32 codes", (10**9, 128, "pq", 32), 32_000.0, "m bytes a vector, whatever dim is."),
+    )
+    for what, arguments, expected, hint in cases:
+        close(answer(*arguments), expected, what, hint)
+
+
 # -- notebook 07 ------------------------------------------------------------------------------------------------------
+
+
+@exercise("a share of mutual neighbours")
+def check_mutual_share(mutual_share: Callable[[np.ndarray], float]) -> None:
+    """Three rows by hand, then a ring in which every relation holds both ways."""
+    rows = np.array([[1], [0], [0]])
+    close(
+        mutual_share(rows), 2 / 3, "the share for rows [[1], [0], [0]]",
+        "0 and 1 name each other; 2 names 0, who does not name 2. Count relations, not pairs of movies.",
+    )  # fmt: skip
+    ring = (np.arange(6)[:, None] + [-1, 1]) % 6
+    close(mutual_share(ring), 1.0, "the share for a ring", "In a ring everybody names both sides, so all is mutual.")
+
+
+@exercise("neighbours kept on the map")
+def check_kept_on_the_map(kept_on_the_map: Callable[[np.ndarray, np.ndarray], float]) -> None:
+    """Order must not matter, and a neighbour is compared within its own row only."""
+    vectors = np.array([[1, 2], [0, 3], [3, 0], [2, 1]])
+    shuffled = vectors[:, ::-1]
+    close(kept_on_the_map(vectors, shuffled), 1.0, "the share for the same lists in another order",
+          "Compare the lists as sets: whether each true neighbour is anywhere in the map's list.")  # fmt: skip
+    on_map = np.array([[1, 3], [2, 3], [1, 2], [3, 0]])
+    close(kept_on_the_map(vectors, on_map), 2 / 8, "the share for a map that keeps 2 of 8 neighbours",
+          "Look in the same row of both arrays, and divide by the number of true neighbours, n times k.")  # fmt: skip
+
+
+@exercise("places that hold half of the weight")
+def check_places_for_half(places_for_half: Callable[[np.ndarray], int]) -> None:
+    """A plain case, an exact half, and weights that do not sum to 1."""
+    hint = "Add up the weights from the newest on (np.cumsum) and count places until half of the total is reached."
+    close(places_for_half(np.array([0.2, 0.2, 0.2, 0.4])), 3, "the answer for [.2, .2, .2, .4]", hint)
+    close(places_for_half(np.array([0.5, 0.25, 0.25])), 1, "the answer for [.5, .25, .25]", f"Half is enough. {hint}")
+    close(places_for_half(np.array([1.0, 1.0, 4.0, 2.0])), 3, "the answer for [1, 1, 4, 2]",
+          "The weights need not sum to 1: compare with half of their sum.")  # fmt: skip
+
 
 # -- notebook 08 ------------------------------------------------------------------------------------------------------
 
+
+@exercise("guard")
+def check_guard(guard: Callable[[str, np.ndarray, int], None]) -> None:
+    """Valid ids pass; -1 and the vocabulary size are refused by name, value and limit."""
+    for fine in (
+        np.array([0, 1, 9]),
+        np.array([[0, 9]]),
+        np.empty(0, dtype=np.int64),
+        np.empty((2, 0), dtype=np.int64),
+    ):
+        try:
+            guard("age", fine, 10)
+        except ValueError as error:
+            raise Hint(f"{fine.tolist()} are valid ids of a vocabulary of 10, but it raised: {error}") from error
+    for bad, ids in ((-1, np.array([3, -1])), (10, np.array([[0, 10], [2, 3]])), (-7, np.array([-7]))):
+        try:
+            guard("age", ids, 10)
+        except ValueError as error:
+            for part, what in (("age", "the input's name"), (str(bad), "the bad id"), ("9", "the largest valid id")):
+                if part not in str(error):
+                    raise Hint(f"the message {str(error)!r} does not contain {what}, {part}") from error
+        else:
+            raise Hint(f"{ids.tolist()} passed, although {bad} is outside 0 … 9; check both ends")
+
+
+@exercise("quantise_rows")
+def check_quantise_rows(quantise_rows: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> None:
+    """Codes and scales give back a table whose rows differ a hundredfold in size, one of them all zeros."""
+    table = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32) * np.array([[0], [0.01], [1], [1], [100]])
+    with np.errstate(all="ignore"):
+        codes, scales = quantise_rows(table.astype(np.float32))
+    if np.asarray(codes).dtype != np.int8:
+        raise Hint(f"codes are {np.asarray(codes).dtype}, expected int8: use .astype(np.int8) after rounding")
+    if np.shape(scales) != (5,):
+        raise Hint(
+            f"scales have shape {np.shape(scales)}, expected (5,), one per row: the largest |w| along axis 1 / 127"
+        )
+    if not np.isfinite(scales).all() or np.any(codes[0]):
+        raise Hint("the padding row is all zeros and its scale is 0: do not divide by it")
+    error = np.abs(codes * np.asarray(scales)[:, None] - table).max(axis=1)
+    allowed = np.abs(table).max(axis=1) / 127 / 2
+    if (error > 1.01 * allowed + 1e-9).any():
+        row = int(np.argmax(error - allowed))
+        raise Hint(
+            f"row {row} is off by up to {error[row]:.4g}, half a scale is {allowed[row]:.4g}. The largest |w| of a row "
+            "should become 127; round before converting, since astype cuts off"
+        )
+
+
+@exercise("mean_errors")
+def check_mean_errors(mean_errors: Callable[[np.ndarray], tuple[float, float]]) -> None:
+    """Mean absolute rounding error of a table with one scale, and with one scale per row."""
+    table = np.random.default_rng(1).normal(size=(6, 8)).astype(np.float32) * np.array(
+        [[0.01], [0.1], [1], [1], [2], [9]]
+    )
+    wanted = []
+    for axis in (None, 1):
+        scale = np.abs(table).max(axis=axis, keepdims=True) / 127
+        wanted.append(np.abs(np.round(table / scale) * scale - table).mean())
+    close(
+        mean_errors(table), wanted, "(one scale, per row)", "Give back codes × scale and average |difference| over all."
+    )
+
+
 # -- notebook 09 ------------------------------------------------------------------------------------------------------
 
+
+@exercise("keep_unseen")
+def check_keep_unseen(keep_unseen: Callable[..., tuple[list[int], list[float]]]) -> None:
+    """The first k unseen in order, fewer where fewer are left."""
+    ids, scores = [7, 3, 9, 1, 4], [0.9, 0.8, 0.7, 0.6, 0.5]
+    for seen, k, wanted in (({3, 1}, 2, [7, 9]), (set(), 3, [7, 3, 9]), ({7, 3, 9, 1}, 2, [4]), (set(ids), 2, [])):
+        answer = keep_unseen(ids, scores, seen, k)
+        if answer is None or len(answer) != 2:
+            raise Hint("return two things: the ids and their scores")
+        got, got_scores = list(answer[0]), list(answer[1])
+        if got != wanted:
+            raise Hint(
+                f"with seen={seen or '{}'} and k={k} the ids are {got}, expected {wanted}; remove first, then cut"
+            )
+        if got_scores != [scores[ids.index(i)] for i in wanted]:
+            raise Hint(f"the scores {got_scores} do not belong to the ids {got}; keep the two lists in step")
+
+
+@exercise("swap_bundle")
+def check_swap(swap: Callable[..., bool]) -> None:
+    """Replaced when all is well; the old one stays when loading or trying fails."""
+
+    def fails(*_: object) -> bool:
+        raise ValueError("altered file")
+
+    cases = {
+        "all is well": (lambda: "new", lambda new: new == "new", "new"),
+        "load() raises": (fails, lambda new: True, "old"),
+        "try_out() returns False": (lambda: "new", lambda new: False, "old"),
+        "try_out() raises": (lambda: "new", fails, "old"),
+    }
+    for case, (load, try_out, wanted) in cases.items():
+        live = {"now": "old"}
+
+        def watched(new: str, live: dict = live, try_out: Callable = try_out) -> bool:
+            if live["now"] != "old":
+                raise Hint("the new one went live before it was tried out; assign after try_out")
+            return try_out(new)
+
+        try:
+            replaced = swap(live, load, watched)
+        except ValueError as error:
+            raise Hint(
+                f"when {case}, the error reached the caller ({error}); the old one should go on serving"
+            ) from error
+        if live["now"] != wanted:
+            raise Hint(f"when {case}, {live['now']!r} is live, expected {wanted!r}")
+        if replaced is not (wanted == "new"):
+            raise Hint(f"when {case}, it returned {replaced!r}, expected {wanted == 'new'}")
+
+
+@exercise("shards_needed")
+def check_shards_needed(shards_needed: Callable[[int, float, float, int], int]) -> None:
+    """Whole machines, rounded up per replica set."""
+    for arguments, wanted in (
+        ((10**9, 256, 32, 1), 8),
+        ((10**9, 256, 32, 3), 24),
+        ((10**9, 256, 60, 2), 8),
+        ((1682, 256, 32, 2), 2),
+    ):
+        got = shards_needed(*arguments)
+        if got != wanted:
+            raise Hint(
+                f"shards_needed{arguments} is {got}, expected {wanted}. A GiB is 2**30 bytes; round one copy up to "
+                "whole machines first, then multiply by the replicas"
+            )
+
+
 # -- notebook 10 ------------------------------------------------------------------------------------------------------
+
+
+@exercise("Exercise 1: how many users a difference needs")
+def check_users_needed(users_needed: Callable[[float, float], float]) -> None:
+    for p, difference in ((0.25, 0.01), (0.5, 0.02), (0.1, 0.05)):
+        answer, expected = users_needed(p, difference), 8 * p * (1 - p) / difference**2
+        hint = "Set the difference equal to 2 · √(2 p (1 - p) / n) and solve for n."
+        if answer is not None and math.isclose(answer, expected / 2, rel_tol=0.01):
+            hint = "Both settings are measured, so the variances of two means add up."
+        elif answer is not None and math.isclose(answer, expected / 4, rel_tol=0.01):
+            hint = "That is one standard error; clearly different means two."
+        close(answer, expected, f"the number of users for p = {p}, difference {difference}", hint, tolerance=1e-3)
+
+
+@exercise("Exercise 2: the largest temperature")
+def check_largest_temperature(largest_temperature: Callable[[float, int], float]) -> None:
+    for loss, n in ((0.01, 512), (1.0, 512), (2.5, 64)):
+        expected = 2 / math.log((n - 1) / math.expm1(loss))
+        hint = "Solve loss = ln(1 + (n - 1) e^(-2/T)) for T: first e to both sides, then the logarithm of what is left."
+        close(largest_temperature(loss, n), expected, f"the temperature for loss {loss} over {n} movies", hint)
+
+
+def mystery_run(workspace: Workspace) -> tuple[DSSM, BatchBuilder, TrainingConfig]:
+    """A model that somebody trained, the batches they trained it on, and how (notebook 10, "A mystery")."""
+    batches = _FromAColleague(workspace.data, device=workspace.device)
+    config = replace(RECIPES["dssm"].training, epochs=2)
+    model = build_model(workspace.data, "dssm", seed=1).to(workspace.device)
+    rows = np.random.default_rng(1).permutation(workspace.split.train)[:30_000]
+    Trainer(model, batches, config).fit(rows, progress=False)
+    return model, batches, config
+
+
+class _FromAColleague(BatchBuilder):
+    def users(self, positions: torch.Tensor | np.ndarray) -> Batch:
+        positions = torch.as_tensor(positions, device=self.device)
+        end = self.offsets[self.user[positions].long() + 1]
+        return super().users(torch.minimum(positions + 1, end - 1))
+
+
+@exercise("Exercise 3: a mystery")
+def check_diagnosis(
+    solve: Callable[..., tuple[str, BatchBuilder]], model: DSSM, batches: BatchBuilder, config: TrainingConfig
+) -> None:
+    cause, mended = solve(model, batches, config)
+    if cause != "future_in_history":
+        raise Hint(f"{cause!r} is not it. diagnose puts the most likely cause first; its name is diagnosis[0].name")
+    positions = np.arange(0, len(batches.data), 7)
+    wanted = BatchBuilder(batches.data, batches.max_history, batches.device).users(positions)["history"]
+    if not torch.equal(mended.users(positions)["history"], wanted):
+        raise Hint("the cause is right, but these batches have it still: a plain BatchBuilder ends histories in time")

@@ -145,7 +145,7 @@ def diagnose(
         found += check(run)
         if run.broken:
             break
-    if any(finding.name == "dead_tower" for finding in found):  # a dead tower is the cause of these
+    if {"dead_tower", "temperature_too_small"} & {finding.name for finding in found}:  # the cause is named already
         found = [finding for finding in found if finding.name != "collapsed_vectors"]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: within a severity, causes come first
     return Diagnosis(found, run.unchecked())
@@ -280,7 +280,7 @@ def _labels(run: _Run) -> Iterator[Finding]:
             f"{len(labels):,} labels, {positive:.0%} of them positive",
             "there are no negatives: scoring everything high makes the loss perfect and ranks nothing",
             "draw negatives (NegativeSampler), or use the in-batch softmax, which needs no labels",
-            '02 · Features and batches, "Where negatives come from"',
+            '04 · Training, "Break it: only positives"',
         )  # fmt: skip
 
 
@@ -314,7 +314,7 @@ def _padding(run: _Run) -> Iterator[Finding]:
             f"the embedding of index {PADDING} has length {size:.3f}, expected 0",
             "the table was made without padding_idx, so padding learns and leaks into what is not masked",
             "nn.Embedding(..., padding_idx=0), and set row 0 to zeros after any initialisation of your own",
-            '03 · Two towers, "From a batch to a vector"',
+            '02 · Features and batches, "An embedding is a row of a table"',
         )  # fmt: skip
 
 
@@ -332,7 +332,7 @@ def _split(run: _Run) -> Iterator[Finding]:
             "their user's validation row",
             "the split was drawn at random instead of by time: the model is trained on what it is tested on",
             "split_by_time: per user the last is the test, the one before the validation",
-            '01 · Data preparation, "Split by time"',
+            '01 · Data preparation, "What a random split does"',
         )  # fmt: skip
 
 
@@ -350,11 +350,12 @@ def _alignment(run: _Run) -> Iterator[Finding]:
     if wrong:
         yield Finding(
             "rows_misaligned", "critical",
-            "; ".join(f"{share:.0%} of the batch's rows hold another {side} than the rating" for side, share in wrong.items()),
+            " and ".join(f"{share:.0%} of a batch's rows hold another {side}" for side, share in wrong.items())
+            + " than the rating they stand for",
             "the user side and the item side were shuffled, sorted or filtered separately, so users are paired with "
             "somebody else's movie",
             "form both sides from one array of positions: batches(positions)",
-            '02 · Features and batches, "Forming batches"',
+            '02 · Features and batches, "Forming a batch by arithmetic"',
         )  # fmt: skip
     if run.given_scorer is None or not torch.isfinite(run.items).all():
         return
@@ -395,7 +396,7 @@ def _history_leak(run: _Run) -> Iterator[Finding]:
             "the history was cut one place too late, or taken from all of the user's ratings; at serving time the "
             "future is missing and the recall with it",
             "a history ends just before its target: data.history(position), batches.users(positions)",
-            '01 · Data preparation, "Split by time"',
+            '01 · Data preparation, "One flat array, and a history is a slice"',
         )  # fmt: skip
 
 
@@ -410,7 +411,7 @@ def _finite(run: _Run) -> Iterator[Finding]:
         f"{len(bad)} weight tables hold NaN or infinity{rate}; last losses {np.round(run.losses[-3:], 3).tolist()}",
         "the learning rate is too high (or the temperature too small) and a step overshot",
         "divide the learning rate by 10 and train from the start; a warm-up (schedule='one_cycle') helps",
-        '04 · Training, "The loop"',
+        '04 · Training, "Break it, one thing at a time"',
     )  # fmt: skip
     run.broken = bool(bad)
 
@@ -420,7 +421,9 @@ def _normalisation(run: _Run) -> Iterator[Finding]:
         norm = vectors.norm(dim=1)
         if float(norm.max()) < 1e-6:  # zeros: the tower is dead, and _dead says so
             continue
-        low, high = (float(q) for q in torch.quantile(norm.double(), torch.tensor([0.01, 0.99]).double().to(norm.device)))
+        low, high = (
+            float(q) for q in torch.quantile(norm.double(), torch.tensor([0.01, 0.99]).double().to(norm.device))
+        )
         if max(abs(low - 1), abs(high - 1)) > 0.01:
             yield Finding(
                 "not_normalized", "critical",
@@ -428,7 +431,7 @@ def _normalisation(run: _Run) -> Iterator[Finding]:
                 "without L2 normalisation the score is no cosine: long vectors win for everybody, and the temperature "
                 "has no fixed meaning",
                 "F.normalize(vector, dim=-1) as the last step of both towers, in training and in the index",
-                '03 · Two towers, on cosine and normalisation',
+                '03 · Two towers, "Without normalisation"',
             )  # fmt: skip
 
 
@@ -444,15 +447,16 @@ def _temperature(run: _Run) -> Iterator[Finding]:
             "the argument is stored and never used (or used twice): cosines between -1 and 1 go into the softmax as "
             "they are, which cannot tell one movie from hundreds",
             "divide the cosine by self.temperature in exactly one place, in the loss and nowhere else",
-            '03 · Two towers, on temperature',
+            '03 · Two towers, "Temperature"',
         )  # fmt: skip
     scale = used if math.isfinite(used) and used > 0 else stated
     candidates = run.users @ run.items.T / scale  # [n, I - 2]
     log_p = candidates.double().log_softmax(dim=1)
     effective = float((-(log_p.exp() * log_p).sum(dim=1)).exp().median())
+    spread = float((candidates * scale).std(dim=1).mean())
     shown = (
-        f"temperature {scale:.3g}; a user's cosines spread by ±{float((candidates * scale).std(dim=1).mean()):.2f}; the "
-        f"softmax spreads over {effective:,.0f} of {candidates.shape[1]:,} movies"
+        f"temperature {scale:.3g}; a user's cosines spread by ±{spread:.2f}; the softmax over all movies is as wide as "
+        f"an even one over {effective:,.0f} of {candidates.shape[1]:,}"
     )
     if scale > 0.4:
         n = run.config.batch_size if run.config and run.config.objective == "in_batch" else candidates.shape[1]
@@ -462,38 +466,61 @@ def _temperature(run: _Run) -> Iterator[Finding]:
             f"{shown}; over {n:,} candidates the loss cannot fall below {floor:.2f} (chance {math.log(n):.2f})",
             "cosines span 2 at most, and divided by so much they cannot favour one movie over hundreds",
             "try 0.05 to 0.2, chosen on validation",
-            '03 · Two towers, on temperature',
+            '03 · Two towers, "Temperature"',
         )  # fmt: skip
     elif scale < 0.02:
         yield Finding(
             "temperature_too_small", "warning", shown,
             "the softmax is nearly a maximum: gradients come from one or two negatives per row and noise is learnt",
             "try 0.05 to 0.2, chosen on validation",
-            '03 · Two towers, on temperature',
+            '03 · Two towers, "Temperature"',
         )  # fmt: skip
+
+
+def _learning_rate(run: _Run) -> Iterator[Finding]:
+    """Steps that overshoot: seen in the curve, in the size of the weights, and in one step taken on a copy."""
+    if run.config is None:
+        return
+    rate, losses, signs = run.config.learning_rate, run.losses, []
+    if len(losses) and losses.max() > 1.05 * run.chance_loss:
+        signs.append(f"the loss reached {losses.max():.2f}, chance is {run.chance_loss:.2f}")
+    if len(losses) and rate > 0.02 and losses[-1] > 1.05 * losses.min():
+        signs.append(f"the loss rose again from {losses.min():.2f} to {losses[-1]:.2f}")
+    growth = _weight_growth(run.model)
+    if rate > 0.02 and growth > 5:
+        signs.append(f"the layers' weights are {growth:.0f} times the size they start with")
+    if run.model.temperature >= 0.02:  # below, every step overshoots, and the temperature is the cause
+        before, after = run.one_step
+        if after > 1.02 * before and after > 0.5 * math.log(min(512, len(run.train))):
+            signs.append(f"one more step moves the loss of its own batch from {before:.2f} to {after:.2f}")
+    if signs:
+        yield Finding(
+            "learning_rate_too_high", "critical",
+            f"learning rate {rate:g}: {'; '.join(signs)}",
+            "steps are longer than the slope they follow is straight, so a step in the right direction ends higher up",
+            "divide the learning rate by 10 until the loss falls in every epoch; deeper towers want smaller rates",
+            '04 · Training, "Break it, one thing at a time"',
+        )  # fmt: skip
+
+
+def _weight_growth(model: torch.nn.Module) -> float:
+    """Largest size of a linear layer's weights, in units of what they are initialised with."""
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    return max(
+        (float(m.weight.detach().pow(2).mean().sqrt()) * math.sqrt(3 * m.in_features) for m in layers), default=0
+    )
 
 
 def _learning_curve(run: _Run) -> Iterator[Finding]:
-    if len(run.losses) == 0 or not np.isfinite(run.losses).all():
+    losses = run.losses
+    if len(losses) == 0 or not np.isfinite(losses).all():
         return
-    first, last, best = run.losses[0], run.losses[-1], run.losses.min()
-    shown = f"loss {first:.3f} in the first epoch, {best:.3f} at best, {last:.3f} in the last"
-    if run.config is not None:
-        shown += f"; chance is {run.chance_loss:.3f}, the learning rate {run.config.learning_rate:g}"
-    high_rate = run.config is not None and run.config.learning_rate > 0.02
-    above_chance = run.config is not None and run.losses.max() > 1.05 * run.chance_loss
-    little_learnt = run.config is not None and last > 0.9 * run.chance_loss
-    rising = len(run.losses) > 1 and last > 1.05 * best
-    if above_chance or (high_rate and (rising or little_learnt)) or (run.config is None and rising):
+    at_chance = run.config is not None and losses[-1] > 0.98 * run.chance_loss
+    if at_chance or (len(losses) > 1 and losses[-1] > 0.99 * losses[0]):
+        chance = f"; chance is {run.chance_loss:.3f}" if run.config else ""
         yield Finding(
-            "learning_rate_too_high", "critical", shown,
-            "steps overshoot: the loss is worse than that of a model that scores everything alike, or goes up again",
-            "divide the learning rate by 10 until the loss falls in every epoch; deeper towers want smaller rates",
-            '04 · Training, "The loop"',
-        )  # fmt: skip
-    elif (run.config is not None and last > 0.98 * run.chance_loss) or (len(run.losses) > 1 and last > 0.99 * first):
-        yield Finding(
-            "loss_not_moving", "critical", shown,
+            "loss_not_moving", "critical",
+            f"loss {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last{chance}",
             "no gradient arrives (detached, frozen, a dead tower), the learning rate is far too small, or the rows "
             "do not belong together",
             "overfit a single batch first: a sound model drives its loss far below chance",
@@ -512,23 +539,25 @@ def _initial_loss(run: _Run) -> Iterator[Finding]:
             "the loss is not the one you think (another reduction, labels or rows mixed up), or untrained scores are "
             "far from equal (no normalisation, a large initialisation)",
             "compute the expected value with loss_at_chance(config, counts) before the first long run",
-            '04 · Training, "The loop"',
+            '04 · Training, "The loss before the first step"',
         )  # fmt: skip
 
 
 def _dead(run: _Run) -> Iterator[Finding]:
-    gradients = _tower_gradients(run)
+    gradients, shown = _tower_gradients(run), []
     for side, vectors in (("user", run.users), ("item", run.items)):
         spread = float(vectors.double().std(dim=0, correction=0).norm())
         if spread < 1e-3 or gradients[side] < 1e-12:
-            yield Finding(
-                "dead_tower", "critical",
-                f"{side} tower: standard deviation of its vectors {spread:.2g}, gradient {gradients[side]:.2g}",
-                "it gives everybody the same vector or receives no gradient: zero or saturated units, a detach(), "
-                "frozen weights, an input that never changes",
-                "print each layer's output and gradient for two different rows; PReLU cannot die as ReLU can",
-                '03 · Two towers, "From a batch to a vector"',
-            )  # fmt: skip
+            shown.append(f"{side} tower: standard deviation {spread:.2g}, gradient {gradients[side]:.2g}")
+    if shown:
+        yield Finding(
+            "dead_tower", "critical",
+            "; ".join(shown),
+            "the tower gives everybody the same vector or receives no gradient: zero or saturated units, a detach(), "
+            "frozen weights, an input that never changes",
+            "print each layer's output and gradient for two different rows; PReLU cannot die as ReLU can",
+            '03 · Two towers, "From a batch to a vector"',
+        )  # fmt: skip
 
 
 def _tower_gradients(run: _Run) -> dict[str, float]:
@@ -548,17 +577,20 @@ def _tower_gradients(run: _Run) -> dict[str, float]:
 
 
 def _collapsed(run: _Run) -> Iterator[Finding]:
+    shown = []
     for side, vectors in (("user", run.users), ("item", run.items)):
         unit = torch.nn.functional.normalize(vectors.double(), dim=1)
-        mean = float(unit.mean(dim=0).pow(2).sum())  # the mean cosine over all pairs
-        if mean > 0.9:
-            yield Finding(
-                "collapsed_vectors", "critical",
-                f"two different {side} vectors have a cosine of {mean:.3f} on average",
-                "all vectors point the same way: the model is untrained, or nothing pushes them apart (no negatives)",
-                "check that the loss has negatives and that it falls below chance",
-                '04 · Training, "In-batch softmax"',
-            )  # fmt: skip
+        cosine = float(unit.mean(dim=0).pow(2).sum())  # the mean over all pairs
+        if cosine > 0.9:
+            shown.append(f"two {side} vectors have a cosine of {cosine:.3f} on average")
+    if shown:
+        yield Finding(
+            "collapsed_vectors", "critical",
+            "; ".join(shown),
+            "all vectors point the same way: the model is hardly trained, or nothing pushes them apart (no negatives)",
+            "check that the loss has negatives and that it falls below chance",
+            '03 · Two towers, "What does an untrained model know?"',
+        )  # fmt: skip
 
 
 def _objective(run: _Run) -> Iterator[Finding]:
@@ -613,7 +645,7 @@ def _seen(run: _Run) -> Iterator[Finding]:
             f"as shown and {run.hits.mean():.3f} (Hit@10) with them removed",
             "history and target share an embedding table, so what was watched scores highest",
             "remove them before cutting to k: top_k(remove_seen=True), index.search(exclude=history)",
-            '05 · Evaluation, on candidates; 09 · Serving',
+            '05 · Evaluation, "Full ranking, step by step"',
         )  # fmt: skip
 
 
@@ -639,7 +671,7 @@ def _popularity_bias(run: _Run) -> Iterator[Finding]:
             "too_unpopular", "note" if known else "warning", shown,
             "popular movies were punished as in-batch negatives (no logQ), or the scores are near random",
             "TrainingConfig(logq=True), or negatives drawn uniformly",
-            '04 · Training, "In-batch softmax"',
+            '02 · Features and batches, "Negatives for free, and their price"',
         )  # fmt: skip
 
 
@@ -656,14 +688,14 @@ def _gap(run: _Run) -> Iterator[Finding]:
                 "overfitted", "warning", shown,
                 "the model went on learning its training rows after validation had stopped improving",
                 "fewer epochs or patience=2, more dropout, a larger weight decay",
-                '04 · Training, "The loop"',
+                '04 · Training, "The trainer"',
             )  # fmt: skip
             return
     yield Finding(
         "train_validation_gap", "note", shown,
         "training rows are always easier; the curve of validation says whether it is too much",
         "nothing while validation still rises",
-        '04 · Training, "The loop"',
+        '04 · Training, "The trainer"',
     )  # fmt: skip
 
 
@@ -686,16 +718,16 @@ def _outcome(run: _Run) -> Iterator[Finding]:
             "below_popularity", "warning", shown,
             "the model knows less than a list of favourites: undertrained, or popularity was trained away",
             "check logQ, the temperature and the number of steps",
-            '05 · Evaluation, on baselines',
+            '05 · Evaluation, "Honest baselines"',
         )  # fmt: skip
     else:
         yield Finding(
             "recall", "note", shown, "none: a baseline and chance belong beside every recall",
-            "compare with item-kNN and EASE too", '05 · Evaluation, on baselines',
+            "compare with item-kNN and EASE too", '05 · Evaluation, "Honest baselines"',
         )  # fmt: skip
 
 
 CHECKS = (
-    _labels, _padding, _split, _alignment, _history_leak, _finite, _normalisation, _temperature, _learning_curve,
-    _initial_loss, _dead, _collapsed, _objective, _seen, _popularity_bias, _gap, _outcome,
+    _labels, _padding, _split, _alignment, _history_leak, _finite, _normalisation, _temperature, _learning_rate,
+    _dead, _learning_curve, _initial_loss, _collapsed, _objective, _seen, _popularity_bias, _gap, _outcome,
 )  # fmt: skip

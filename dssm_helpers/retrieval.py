@@ -84,9 +84,7 @@ def load_index(path: str | Path, **connection: Any) -> Index:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a saved index: index.json is missing or unreadable ({error})") from error
     if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version}, this code reads {FORMAT_VERSION}; build the index again"
-        )
+        raise ValueError(f"{path} has format version {version}, expected {FORMAT_VERSION}; build the index again")
     for file, digest in files.items():
         if not (path / file).exists():
             raise ValueError(f"{path}: {file} is missing; build the index again")
@@ -164,10 +162,7 @@ class Index:
         found_ids = np.full((len(queries), k), NOTHING, dtype=np.int64)
         found_scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         todo = np.arange(len(queries))
-        for exhaustive in (
-            False,
-            True,
-        ):  # a narrow search may come short, e.g. a nearly empty cell: then look everywhere
+        for exhaustive in (False, True):  # a narrow search may come short (a nearly empty cell); then look everywhere
             if len(todo) == 0:
                 break
             fetch = len(self) if exhaustive else min(len(self), k + max(len(excluded[row]) for row in todo))
@@ -439,7 +434,7 @@ class FaissIndex(Index):
         "M": 32,
         "efConstruction": 100,
         "efSearch": 64,
-        "m": None,  # codes per vector; None: a quarter of the dimensions (16 times smaller)
+        "m": None,  # codes per vector; None: half of the dimensions (8 times smaller with 8 bits)
         "nbits": 8,
         "seed": 0,
     }
@@ -466,7 +461,7 @@ class FaissIndex(Index):
         elif kind == "ivf":
             index = faiss.IndexIVFFlat(faiss.IndexFlat(dim, metric), dim, options["nlist"], metric)
         else:
-            m = options["m"] = options["m"] or next(d for d in range(max(1, dim // 4), 0, -1) if dim % d == 0)
+            m = options["m"] = options["m"] or next(d for d in range(max(1, dim // 2), 0, -1) if dim % d == 0)
             if dim % m:
                 raise ValueError(f"m={m} codes do not divide {dim} dimensions")
             if n < 2 ** options["nbits"]:
@@ -794,7 +789,8 @@ def _private_folder() -> tempfile.TemporaryDirectory:
 def _checked_vectors(vectors: Any, normalize: bool, *, what: str = "vectors", single: bool = False) -> np.ndarray:
     """``[n, D]`` float32, contiguous, finite, of unit length unless ``normalize`` is off."""
     try:
-        array = np.ascontiguousarray(vectors, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite and is refused below
+            array = np.ascontiguousarray(vectors, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} must be numbers in an array [n, D]: {error}") from error
     shape = np.shape(vectors)
@@ -804,7 +800,7 @@ def _checked_vectors(vectors: Any, normalize: bool, *, what: str = "vectors", si
         raise ValueError(f"{what} must be an array [n, D], got shape {shape}")
     if array.shape[1] == 0:
         raise ValueError(f"{what} have no dimensions, shape {array.shape}")
-    bad = ~np.isfinite(array).all(axis=1)
+    bad = ~np.isfinite(array).all(axis=1)  # [n]
     if bad.any():
         raise ValueError(f"{what} hold NaN or infinity in {bad.sum()} rows, first row {bad.argmax()}")
     if not normalize:

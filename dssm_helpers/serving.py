@@ -429,32 +429,31 @@ class Recommender:
         if self.vocabularies["movie_id"].encode([movie_id])[0] != UNKNOWN:
             raise ValueError(f"movie {movie_id} is already in the catalogue: {self.titles[movie_id]}; use a new id")
         vector = self.item_vector(genres, year)
+        name = title.strip()
         with self._lock:
-            self._added[movie_id] = vector
-            self.index = self._index_with(movie_id, vector)
+            added = {**self._added, movie_id: vector}
+            index = self._index_with(movie_id, added)
+            # New containers throughout: a reader keeps the ones it holds. Titles come before the index that needs them.
             if movie_id not in self.titles:
-                self.popular = [*self.popular, (movie_id, 0)]  # a new list: readers keep the one they hold
-            name = title.strip()
+                self.popular = [*self.popular, (movie_id, 0)]
             ids = {t: [i for i in same if i != movie_id] for t, same in self.ids_by_title.items()}
             ids.setdefault(name.casefold(), []).append(movie_id)
             self.ids_by_title = {t: same for t, same in ids.items() if same}
             self.titles = {**self.titles, movie_id: name}
+            self._added, self.index = added, index
         return vector
 
-    def _index_with(self, movie_id: int, vector: np.ndarray) -> Any:
+    def _index_with(self, movie_id: int, added: dict[int, np.ndarray]) -> Any:
         """The index with one more movie. A request in another thread keeps the index it started with, unchanged."""
-        ids = np.asarray([movie_id], dtype=np.int64)
-        if self.index.backend == "milvus":  # the server keeps its readers apart
-            self.index.add(vector[None], ids)
-            return self.index
-        if self.index.backend == "exact":
-            index = copy.copy(self.index)  # adding makes new arrays, the old index keeps its own
-            index.add(vector[None], ids)
+        if self.index.backend in ("exact", "milvus"):
+            # Adding to a copy of the exact index makes new arrays; Milvus keeps its own readers apart.
+            index = copy.copy(self.index) if self.index.backend == "exact" else self.index
+            index.add(added[movie_id][None], [movie_id])
             return index
         # Annoy is read-only and Faiss cannot be searched while it changes. Thousands of vectors take well under a
         # second to build anew; with millions, keep what is new in a small exact index beside the large one.
-        vectors = np.concatenate([self._item_vectors, np.stack(list(self._added.values()))])
-        ids = np.concatenate([self.vocabularies["movie_id"].values, np.asarray(list(self._added), dtype=np.int64)])
+        vectors = np.concatenate([self._item_vectors, np.stack(list(added.values()))])
+        ids = [*self.vocabularies["movie_id"].values.tolist(), *added]
         return build_index(vectors, ids, backend=self.index.backend, **self.index.options)
 
 

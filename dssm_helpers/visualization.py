@@ -6,6 +6,7 @@ pip-installed ``graphviz-pure``. Everything else is matplotlib.
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sys
@@ -32,14 +33,8 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # 
 GREY = "#BBBBBB"
 FORMATS = ("svg", "png", "pdf")
 METHODS = ("pca", "tsne")
-FUNCTIONS = {  # torch's names, said plainly
-    "__getitem__": "first places",
-    "ne": "is no padding",
-    "cat": "concatenate",
-    "mul": "multiply",
-    "div": "divide",
-    "normalize": "L2-normalise",
-}
+FUNCTIONS = {"__getitem__": "first places", "ne": "is no padding", "cat": "concatenate", "mul": "multiply"}
+FUNCTIONS |= {"div": "divide", "normalize": "L2-normalise"}  # torch's names, said plainly
 INSTALL = """  Debian, Ubuntu   sudo apt-get install graphviz
   macOS            brew install graphviz
   Windows          winget install graphviz
@@ -151,7 +146,7 @@ def _trace(model: nn.Module, batch: Batch, name: str, depth: int) -> graphviz.Di
         from torchview import draw_graph
     except ImportError as error:
         raise ImportError("drawing a network needs: pip install torchview graphviz graphviz-pure") from error
-    device = next((p.device for p in model.parameters()), "cpu")  # torchview would move the model to a GPU if it sees one
+    device = next((p.device for p in model.parameters()), "cpu")  # else torchview moves the model to a GPU
     traced = draw_graph(
         model, input_data={"batch": batch}, graph_name=name, depth=depth, expand_nested=True, device=device
     )
@@ -160,7 +155,7 @@ def _trace(model: nn.Module, batch: Batch, name: str, depth: int) -> graphviz.Di
     # Titles of the frames: below their content, on the side where no arrow leaves.
     right = re.compile(r"(label=(?!UserTower)\w+ labeljust)=l")
     graph.body[:] = [right.sub(r"\1=r", line).replace("label=Sequential", 'label=""') for line in graph.body]
-    graph.node_attr.update(shape="box", style="filled,rounded", color="#666666", fontname="Helvetica", margin="0.1,0.06")
+    graph.node_attr.update(shape="box", style="filled,rounded", color="#666666", fontname="Helvetica", margin=".1,.06")
     graph.graph_attr.update(fontname="Helvetica", nodesep="0.15", ranksep="0.3", labelloc="b", bgcolor="white")
     graph.edge_attr.update(color="#666666", arrowsize="0.6")
     return graph
@@ -297,7 +292,8 @@ def draw_map(
     """Scatter ``coordinates [n, 2]``, coloured by a number or by up to six names (``""`` is grey).
 
     Args:
-        labels: row → text, the most important first; a label that would cover an earlier one is left out.
+        labels: row → text, the most important first. About a dozen are written: the first that are apart from
+            each other and find a free spot.
         size: marker area, one or ``[n]``.
     """
     x, y = np.asarray(coordinates).T
@@ -309,26 +305,31 @@ def draw_map(
             raise ValueError(f"{len(names)} names, but only {len(COLOURS)} colours can be told apart: group some as ''")
         for name, colour in (("", GREY), *zip(names, COLOURS, strict=False)):
             rows = values == name
-            ax.scatter(x[rows], y[rows], s=size[rows], c=colour, label=name or None, alpha=0.8 if name else 0.45, lw=0)
+            ax.scatter(x[rows], y[rows], s=size[rows], c=colour, alpha=0.8 if name else 0.45, lw=0)
+            if name:
+                ax.scatter([], [], s=40, c=colour, label=name)  # the legend's dots are all of one size
     else:
-        points = ax.scatter(x, y, s=size, c=values.astype(float), cmap="viridis", alpha=0.85, lw=0)
-        ax.figure.colorbar(points, ax=ax, shrink=0.8)
+        ax.scatter(x, y, s=size, c=values.astype(float), cmap="viridis", alpha=0.85, lw=0)
     ax.set_title(title, fontsize=11)
     ax.set(xticks=[], yticks=[])
     ax.margins(0.06)
+    ax.set_aspect("equal", adjustable="datalim")  # a stretched axis would stretch distances
     _place_labels(ax, coordinates, labels or {})
     return ax
 
 
-def _place_labels(ax: Axes, coordinates: np.ndarray, labels: Mapping[int, str]) -> None:
-    """Write each label at the first free spot around its point."""
+def _place_labels(ax: Axes, coordinates: np.ndarray, labels: Mapping[int, str], most: int = 12) -> None:
+    """Write each label at the first free spot around its point, up to ``most``."""
     from matplotlib.patheffects import withStroke
 
     ax.figure.draw_without_rendering()  # settles the layout, so that text extents are final
     taken, frame = [], ax.get_window_extent()
     directions = ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1.4), (0, -1.4))
     offsets = [(dx * r, dy * r) for r in (8, 20, 34, 50) for dx, dy in directions]
+    pixels, placed = ax.transData.transform(coordinates), []
     for row, text in labels.items():
+        if len(placed) == most or any(np.hypot(*(pixels[row] - pixels[other])) < 20 for other in placed):
+            continue
         for dx, dy in offsets:
             written = ax.annotate(
                 text, coordinates[row], (dx, dy), textcoords="offset points", fontsize=8.5, zorder=5,
@@ -340,9 +341,33 @@ def _place_labels(ax: Axes, coordinates: np.ndarray, labels: Mapping[int, str]) 
             inside = frame.x0 <= extent.x0 and extent.x1 <= frame.x1 and frame.y0 <= extent.y0 and extent.y1 <= frame.y1
             if inside and not any(extent.overlaps(other) for other in taken):
                 taken.append(extent)
+                placed.append(row)
                 ax.plot(*coordinates[row], "o", ms=4, mfc="white", mec="#333333", zorder=4)
                 break
             written.remove()
+
+
+def compact_pictures(colours: int = 128) -> None:
+    """Show a notebook's figures as PNG with a palette: a third of the size, no visible difference in plots."""
+    import matplotlib.pyplot as plt
+    from IPython import get_ipython
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def palette_png(figure: Figure) -> bytes:
+        full, small = io.BytesIO(), io.BytesIO()
+        figure.savefig(full, format="png", dpi=figure.dpi, bbox_inches="tight", facecolor="white")
+        picture = (
+            Image.open(full).convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        )
+        picture.save(small, "PNG", optimize=True)
+        return small.getvalue()
+
+    shell = get_ipython()
+    if shell is not None:
+        shell.run_line_magic("matplotlib", "inline")
+        shell.display_formatter.formatters["image/png"].for_type(Figure, palette_png)
+    plt.rcParams["figure.dpi"] = 80
 
 
 def short_title(title: str) -> str:
@@ -384,15 +409,11 @@ def draw_scoreboard(results: Mapping[str, Any], path: str | Path) -> Figure:
     figure = Figure(figsize=(9, 4.2), dpi=100, facecolor="white", layout="constrained")
     ax = figure.add_subplot(facecolor="white")
     colours = [COLOURS[0] if name == "dssm" else "#A9B4BD" for name in names]
-    bars = ax.barh(
-        [MODEL_NAMES.get(name, name) for name in names], [scores[n] for n in names], color=colours, height=0.68
-    )
-    for label, name, bar in zip(ax.get_yticklabels(), names, bars, strict=True):
-        weight = "bold" if name == "dssm" else "normal"
-        label.set(fontsize=11.5, weight=weight, color=COLOURS[0] if name == "dssm" else "#222222")
-        middle = bar.get_y() + bar.get_height() / 2
-        ax.annotate(f"{scores[name]:.3f}", (scores[name], middle), (5, 0), textcoords="offset points", va="center",
-                    fontsize=12, weight=weight)  # fmt: skip
+    bars = ax.barh([MODEL_NAMES.get(n, n) for n in names], [scores[n] for n in names], color=colours, height=0.68)
+    ax.bar_label(bars, fmt="%.3f", padding=5, fontsize=12)
+    for label, name in zip(ax.get_yticklabels(), names, strict=True):
+        label.set(fontsize=11.5, color=COLOURS[0] if name == "dssm" else "#222222")
+        label.set_weight("bold" if name == "dssm" else "normal")
     if chance is not None:
         ax.axvline(chance, color=COLOURS[3], ls="--", lw=1.5)
         ax.text(chance, 1.0, f" chance {chance:.3f}", transform=ax.get_xaxis_transform(), color=COLOURS[3], va="bottom")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -36,7 +37,7 @@ def notebook_definitions(number: str, *names: str) -> dict[str, object]:
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":
             continue
-        source = "\n".join(line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!")))
+        source = re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M)  # a magic may be a block's only line
         for node in ast.parse(source).body:
             imported = isinstance(node, (ast.Import, ast.ImportFrom))
             defined = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names

@@ -205,3 +205,13 @@ def test_a_missing_library_names_its_install_command(monkeypatch, exported):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ImportError, match="pip install onnxruntime"):
         OnnxTower.load(exported / "user.onnx")
+
+
+def test_the_notebook_exports_the_same(model, exported, tmp_path):
+    by_hand = notebook_definitions("08", "example_for", "export_tower")["export_tower"]
+    by_hand(model.user_tower, tmp_path / "by_hand.onnx", "user_vector")
+    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "by_hand.onnx")
+    tower = OnnxTower.load(exported / "user.onnx")
+    for length in (0, 1, 12):
+        batch = random_batch(tower, 5, length)
+        assert session.run(None, batch)[0] == pytest.approx(tower(batch), abs=1e-6)

@@ -1,0 +1,175 @@
+"""Does this machine have what the course needs? Each row says ok, or the one command that fixes it (notebook 00)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from packaging.version import Version
+
+from .data import project_root
+from .workspace import strict
+
+PYTHON = ((3, 11), (3, 14))
+PACKAGES: dict[str, dict[str, str]] = {
+    "core": {
+        "torch": "2.4", "numpy": "1.26", "pandas": "2.2", "scipy": "1.11", "scikit-learn": "1.4",
+        "matplotlib": "3.8", "safetensors": "0.4", "pooch": "1.8", "requests": "2.31", "tqdm": "4.66",
+    },
+    "retrieval": {"annoy": "1.17.3", "faiss-cpu": "1.8", "pymilvus": "2.4", "milvus-lite": "2.4"},
+    "drawing": {"graphviz": "0.20", "torchview": "0.2.6"},
+    "onnx": {"onnx": "1.16", "onnxruntime": "1.18", "onnxscript": "0.3"},
+    "baselines": {"implicit": "0.7.2"},
+}  # fmt: skip
+"""Least versions, by the extras of ``pyproject.toml``."""
+
+ALIASES = {"annoy": "annoy-mm"}  # the same library as prebuilt wheels
+COMPILERS = ("c++", "g++", "clang++", "cl")
+FREE_GB = 2
+
+REBUILD_ANNOY = (
+    "ANNOY_COMPILER_ARGS=-O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUILD "
+    "pip install --force-reinstall --no-cache-dir --no-deps annoy==1.17.3"
+)
+# In a process of its own, because a bad build of annoy may crash instead of answering wrongly.
+ANNOY_SCRIPT = """
+import numpy as np
+from annoy import AnnoyIndex
+vectors = np.random.default_rng(0).normal(size=(500, 16)).astype("float32")
+vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+index = AnnoyIndex(16, "angular")
+index.set_seed(0)
+for row, vector in enumerate(vectors):
+    index.add_item(row, vector)
+index.build(10)
+exact = np.argsort(-vectors[:50] @ vectors.T, axis=1)[:, :10]
+found = [index.get_nns_by_vector(v, 10, search_k=10_000) for v in vectors[:50]]
+print(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), found)]))
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the check; ``fix`` is empty where all is well."""
+
+    part: str
+    found: str
+    fix: str = ""
+
+
+class EnvironmentIncomplete(RuntimeError):
+    """Something is missing and ``DSSM_STRICT=1`` says that this is a failure."""
+
+
+def check_environment(packages: Mapping[str, Mapping[str, str]] = PACKAGES) -> pd.DataFrame:
+    """Look at everything the course uses: a table with ``found`` and ``verdict``, one row per part (notebook 00).
+
+    Takes a second or two. Nothing is installed or changed.
+
+    Raises:
+        EnvironmentIncomplete: with ``DSSM_STRICT=1``, if any row is not ok; the message repeats the fixes.
+    """
+    rows = [check_python(), *(check_packages(group, wanted) for group, wanted in packages.items())]
+    rows += [check_compiler(), check_annoy(), check_graphviz(), check_threads(), check_disk()]
+    missing = [row for row in rows if row.fix]
+    if missing and strict():
+        raise EnvironmentIncomplete("\n".join(f"{row.part}: {row.found}. Fix: {row.fix}" for row in missing))
+    return pd.DataFrame(
+        {"found": [row.found for row in rows], "verdict": [row.fix or "ok" for row in rows]},
+        index=pd.Index([row.part for row in rows], name="part"),
+    )
+
+
+def by_system(linux: str, macos: str, windows: str) -> str:
+    """The command for this operating system."""
+    return {"Darwin": macos, "Windows": windows}.get(platform.system(), linux)
+
+
+def check_python() -> Row:
+    """Python 3.11 to 3.14."""
+    found = platform.python_version()
+    if PYTHON[0] <= sys.version_info[:2] <= PYTHON[1]:
+        return Row("Python", found)
+    fix = by_system(
+        "sudo apt install python3 python3-venv", "brew install python@3.13", "winget install Python.Python.3.13"
+    )
+    return Row("Python", f"{found}, needed 3.{PYTHON[0][1]} to 3.{PYTHON[1][1]}", fix)
+
+
+def installed(package: str) -> str | None:
+    """Version of a package or of its alias; ``None`` if there is neither."""
+    for name in (package, ALIASES.get(package, package)):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_packages(group: str, wanted: Mapping[str, str]) -> Row:
+    """Every package of a group, present and new enough."""
+    versions = {name: installed(name) for name in wanted}
+    bad = [n for n, least in wanted.items() if versions[n] is None or Version(versions[n]) < Version(least)]
+    found = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
+    return Row(
+        f"packages: {group}", found, "pip install " + " ".join(f'"{n}>={wanted[n]}"' for n in bad) if bad else ""
+    )
+
+
+def check_compiler() -> Row:
+    """A C++ compiler, which annoy's source needs; none is needed where annoy is installed."""
+    compiler = next((name for name in COMPILERS if shutil.which(name)), None)
+    if compiler or installed("annoy"):
+        return Row("C++ compiler", compiler or "none, and none needed: annoy is installed")
+    fix = by_system(
+        "sudo apt install g++ python3-dev",
+        "xcode-select --install",
+        "winget install Microsoft.VisualStudio.2022.BuildTools",
+    )
+    return Row("C++ compiler", "none, and annoy is built from source", fix)
+
+
+def check_annoy(script: str = ANNOY_SCRIPT) -> Row:
+    """Annoy's neighbours on a small index, searched exhaustively, against exact search: they must be the same."""
+    part = "annoy against exact search"
+    if not installed("annoy"):
+        return Row(part, "annoy is missing", f"pip install annoy=={PACKAGES['retrieval']['annoy']}")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"crashed with code {done.returncode}"])[-1]
+        return Row(part, reason, REBUILD_ANNOY)
+    agreement = float(done.stdout)
+    return Row(part, f"{agreement:.0%} of neighbours agree", "" if agreement > 0.99 else REBUILD_ANNOY)
+
+
+def check_graphviz() -> Row:
+    """A renderer for drawn models: the system's ``dot``, or the one in the wheel ``graphviz-pure``."""
+    for name in ("dot", "graphviz-pure"):
+        if shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent)):
+            return Row("Graphviz renderer", name)
+    return Row("Graphviz renderer", "neither dot nor graphviz-pure", "pip install graphviz-pure")
+
+
+def check_threads() -> Row:
+    """Idle OpenMP threads should sleep, not spin; spinning makes a busy machine many times slower."""
+    import torch
+
+    policy = os.environ.get("OMP_WAIT_POLICY", "not set")
+    found = f"{torch.get_num_threads()} of {os.cpu_count()} cores, OMP_WAIT_POLICY {policy}"
+    return Row("torch threads", found, "" if policy.upper() == "PASSIVE" else "export OMP_WAIT_POLICY=PASSIVE")
+
+
+def check_disk(needed_gb: float = FREE_GB) -> Row:
+    """Room for data and artefacts."""
+    free = shutil.disk_usage(project_root()).free / 1e9
+    found = f"{free:.1f} GB" if free < 10 else "more than 10 GB"
+    fix = "export DSSM_DATA_DIR=/larger/disk/data DSSM_ARTIFACTS_DIR=/larger/disk/artifacts"
+    return Row("free disk", found, "" if free >= needed_gb else fix)

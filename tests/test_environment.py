@@ -1,0 +1,135 @@
+"""The environment check of notebook 00: every row can say ok, and can say what to do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tomllib
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from dssm_helpers import environment as env
+
+
+@pytest.fixture(autouse=True)
+def relaxed(monkeypatch):
+    monkeypatch.delenv("DSSM_STRICT", raising=False)
+
+
+def test_the_table_names_every_part_and_a_verdict_for_each():
+    table = env.check_environment()
+    parts = ["Python", *(f"packages: {group}" for group in env.PACKAGES), "C++ compiler", "annoy against exact search"]
+    assert table.index.tolist() == [*parts, "Graphviz renderer", "torch threads", "free disk"]
+    assert table.columns.tolist() == ["found", "verdict"]
+    assert table["verdict"].str.len().min() > 0
+    assert table.loc["packages: core", "verdict"] == "ok", "the tests could not run without these"
+
+
+def test_a_missing_part_raises_only_where_it_is_said_to(monkeypatch):
+    wanted = {"imaginary": {"no-such-package": "1.0"}}
+    assert env.check_environment(wanted).loc["packages: imaginary", "verdict"] == 'pip install "no-such-package>=1.0"'
+    monkeypatch.setenv("DSSM_STRICT", "1")
+    with pytest.raises(
+        env.EnvironmentIncomplete, match=r'no-such-package missing. Fix: pip install "no-such-package>=1'
+    ):
+        env.check_environment(wanted)
+
+
+def test_the_packages_are_those_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {"core": project["dependencies"], **project["optional-dependencies"]}
+    for group, wanted in env.PACKAGES.items():
+        stated = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in declared[group])
+        stated.pop("graphviz-pure", None)  # only where there is no dot; a row of its own
+        assert wanted == stated, group
+
+
+@pytest.mark.parametrize(("version", "ok"), [((3, 10), False), ((3, 11), True), ((3, 14), True), ((3, 15), False)])
+def test_python_versions(monkeypatch, version, ok):
+    monkeypatch.setattr(sys, "version_info", (*version, 0))
+    row = env.check_python()
+    assert (row.fix == "") is ok
+
+
+@pytest.mark.parametrize(("system", "word"), [("Linux", "apt"), ("Darwin", "brew"), ("Windows", "winget")])
+def test_fixes_are_for_this_system(monkeypatch, system, word):
+    monkeypatch.setattr(env.platform, "system", lambda: system)
+    monkeypatch.setattr(sys, "version_info", (3, 9, 0))
+    assert word in env.check_python().fix
+
+
+def test_a_package_that_is_too_old_is_named_with_what_is_needed(monkeypatch):
+    monkeypatch.setattr(env, "installed", {"a": "1.9.1", "b": "1.10"}.get)
+    row = env.check_packages("g", {"a": "1.10", "b": "1.9", "c": "2"})
+    assert row.found == "a 1.9.1, b 1.10, c missing"
+    assert row.fix == 'pip install "a>=1.10" "c>=2"'
+
+
+def test_the_prebuilt_annoy_counts_as_annoy(monkeypatch):
+    def version(name):
+        if name == "annoy-mm":
+            return "1.17.3"
+        raise env.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(env.importlib.metadata, "version", version)
+    assert env.installed("annoy") == "1.17.3"
+    assert env.installed("faiss-cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("compilers", "annoy", "ok"), [(("g++",), None, True), ((), "1.17.3", True), ((), None, False)]
+)
+def test_a_compiler_is_needed_only_for_an_annoy_that_is_not_there(monkeypatch, compilers, annoy, ok):
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: name if name in compilers else None)
+    monkeypatch.setattr(env, "installed", lambda name: annoy)
+    assert (env.check_compiler().fix == "") is ok
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("print(0.4)", "40% of neighbours agree"),
+        ("raise SystemExit('undefined symbol')", "undefined symbol"),
+        ("import os; os.abort()", "crashed with code"),
+    ],
+)
+def test_a_bad_build_of_annoy_is_found_even_if_it_crashes(monkeypatch, script, found):
+    monkeypatch.setattr(env, "installed", lambda name: "1.17.3")
+    row = env.check_annoy(script)
+    assert found in row.found
+    assert row.fix == env.REBUILD_ANNOY
+    assert "-ffast-math" not in row.fix
+
+
+def test_a_good_annoy_agrees_with_exact_search():
+    pytest.importorskip("annoy")
+    assert env.check_annoy() == env.Row("annoy against exact search", "100% of neighbours agree")
+
+
+@pytest.mark.parametrize(("there", "found"), [("dot", "dot"), ("graphviz-pure", "graphviz-pure"), ("", "neither")])
+def test_graphviz_by_dot_or_by_the_wheel(monkeypatch, there, found):
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: name if name == there else None)
+    row = env.check_graphviz()
+    assert row.found.startswith(found)
+    assert row.fix == ("" if there else "pip install graphviz-pure")
+
+
+@pytest.mark.parametrize(("policy", "ok"), [("PASSIVE", True), ("passive", True), ("ACTIVE", False), (None, False)])
+def test_spinning_threads_are_reported(monkeypatch, policy, ok):
+    if policy is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    else:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    row = env.check_threads()
+    assert row.fix == ("" if ok else "export OMP_WAIT_POLICY=PASSIVE")
+
+
+@pytest.mark.parametrize(("free", "found", "ok"), [(5e11, "more than 10 GB", True), (1.2e9, "1.2 GB", False)])
+def test_a_full_disk_is_reported(monkeypatch, free, found, ok):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    row = env.check_disk()
+    assert row.found == found
+    assert ("DSSM_ARTIFACTS_DIR" in row.fix) is not ok

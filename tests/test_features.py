@@ -1,0 +1,279 @@
+"""Poolings, batches and samplers against the slow and obvious way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import notebook_definitions
+from scipy.stats import chisquare
+
+from dssm_helpers.features import (
+    DEFAULT_POOLING,
+    POOLINGS,
+    SAMPLERS,
+    BatchBuilder,
+    NegativeSampler,
+    Pooling,
+    SequenceFeature,
+    SparseFeature,
+    default_features,
+    parse_pooling,
+)
+
+KINDS = ("mean", "sum", "max", "recency", "recency:1", "recency:10")
+
+
+def pool_by_loop(pooling: str, embedded: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """One example, one place, one dimension at a time."""
+    kind, half_life = parse_pooling(pooling)
+    rows = []
+    for vectors, length in zip(embedded, lengths, strict=True):
+        present = vectors[:length]
+        if not length:
+            rows.append(torch.zeros(embedded.shape[2]))
+        elif kind == "max":
+            rows.append(torch.stack([max(present[:, d], key=float) for d in range(embedded.shape[2])]))
+        elif kind == "recency":
+            weights = [0.5 ** (place / half_life) for place in range(length)]
+            rows.append(sum(w * v for w, v in zip(weights, present, strict=True)) / sum(weights))
+        else:
+            rows.append(sum(present) / (length if kind == "mean" else 1))
+    return torch.stack(rows)
+
+
+# -- declarations -----------------------------------------------------------------------------------------------------
+
+
+def test_widths():
+    assert SparseFeature("gender", 4, 16).width == 16
+    assert SequenceFeature("history", 100, 8, ("mean", "recency:1")).width == 16
+    assert SequenceFeature("history", 100, 8, "mean").poolings == ("mean",)
+
+
+@pytest.mark.parametrize("pooling", ["median", "mean:3", "recency:0", "recency:-1", "recency:x", "recency:nan", ""])
+def test_unknown_pooling_lists_the_valid_ones(pooling):
+    with pytest.raises(ValueError, match=r"choose from mean, sum, max, recency"):
+        SequenceFeature("history", 100, pooling=pooling)
+
+
+def test_a_sequence_needs_a_pooling_and_a_length():
+    with pytest.raises(ValueError, match="at least one pooling"):
+        SequenceFeature("history", 100, pooling=())
+    with pytest.raises(ValueError, match="max_length must be at least 1"):
+        SequenceFeature("history", 100, max_length=0)
+
+
+def test_default_features_fit_the_data(data):
+    user, item = default_features(data, dim=32, side_dim=4)
+    sizes = {f.name: f.vocab_size for f in user + item}
+    assert sizes["history"] == sizes["movie_id"] == data.n_items
+    assert {n: s for n, s in sizes.items() if n != "history"} == {n: len(v) for n, v in data.vocabularies.items()}
+    history = next(f for f in user if f.name == "history")
+    assert (history.shared_with, history.poolings, history.embed_dim) == ("movie_id", DEFAULT_POOLING, 32)
+
+
+# -- pooling ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("places", [1, 2, 7])
+def test_pooling_equals_a_loop(kind, places, generator):
+    lengths = [places, 0, 1, max(places - 1, 0)]
+    embedded = torch.randn(4, places, 5, generator=generator)
+    mask = torch.arange(places) < torch.tensor(lengths).unsqueeze(1)
+    embedded[~mask] = 1e3  # what stands in a padded place must not matter
+    pooled = Pooling(kind, max_length=7)(embedded, mask)
+    torch.testing.assert_close(pooled, pool_by_loop(kind, embedded, lengths), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sequence_of_length_zero_gives_zeros(kind):
+    pooled = Pooling(kind)(torch.empty(3, 0, 4), torch.empty(3, 0, dtype=torch.bool))
+    assert torch.equal(pooled, torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_padding_changes_nothing(kind, generator):
+    pooling = Pooling(kind)
+    embedded, mask = torch.randn(2, 3, 4, generator=generator), torch.ones(2, 3, dtype=torch.bool)
+    longer = torch.cat([embedded, torch.full((2, 5, 4), 7.0)], dim=1)
+    longer_mask = torch.cat([mask, torch.zeros(2, 5, dtype=torch.bool)], dim=1)
+    torch.testing.assert_close(pooling(embedded, mask), pooling(longer, longer_mask))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_finite_and_spare_padding(kind, generator):
+    embedded = torch.randn(2, 4, 3, generator=generator, requires_grad=True)
+    mask = torch.tensor([[True, True, False, False], [False] * 4])
+    Pooling(kind)(embedded, mask).square().sum().backward()
+    assert embedded.grad.isfinite().all()
+    assert not embedded.grad[~mask].any()
+    assert embedded.grad[0, :2].any()
+
+
+@pytest.mark.parametrize("half_life", [1.0, 3.0, 10.0])
+def test_recency_starts_at_its_half_life_and_can_learn(half_life):
+    pooling = Pooling(f"recency:{half_life:g}", max_length=30)
+    weights = pooling.weights()
+    assert weights.sum().item() == pytest.approx(1)
+    assert (weights[int(half_life)] / weights[0]).item() == pytest.approx(0.5, rel=1e-4)
+    embedded, mask = torch.eye(30)[None], torch.ones(1, 30, dtype=torch.bool)
+    pooling(embedded, mask)[0, 5].backward()
+    assert pooling.logits.grad[5] > 0 > pooling.logits.grad[0]
+
+
+def test_only_recency_has_parameters():
+    assert {kind: len(list(Pooling(kind).parameters())) for kind in POOLINGS} == {
+        "mean": 0, "sum": 0, "max": 0, "recency": 1,
+    }  # fmt: skip
+
+
+def test_the_notebook_pools_alike(generator):
+    notebook = notebook_definitions("02", "masked_mean", "recency_mean")
+    embedded = torch.randn(5, 6, 3, generator=generator)
+    mask = torch.arange(6) < torch.tensor([6, 3, 1, 0, 2]).unsqueeze(1)
+    torch.testing.assert_close(notebook["masked_mean"](embedded, mask), Pooling("mean")(embedded, mask))
+    torch.testing.assert_close(notebook["recency_mean"](embedded, mask, 3), Pooling("recency:3")(embedded, mask))
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_equals_rows_made_one_by_one(data, batches, rng):
+    positions = np.concatenate([data.offsets[2:5], rng.integers(0, len(data), 60), [len(data) - 1]])
+    batch = batches(positions)
+    for row, position in enumerate(positions):
+        user, item = data.user[position], data.item[position]
+        past = data.history(position)[::-1][:10].tolist()
+        assert batch["history"][row].tolist() == past + [0] * (10 - len(past))
+        for name, column in data.user_columns.items():
+            assert batch[name][row].item() == column[user]
+        for name, column in data.item_columns.items():
+            assert batch[name][row].tolist() == column[item].tolist()
+
+
+def test_batches_are_int64(batches, split):
+    assert {column.dtype for column in batches(split.train[:3]).values()} == {torch.int64}
+
+
+@pytest.mark.parametrize("length", [1, 3, 500])
+def test_history_of_any_length(data, length):
+    positions = torch.arange(len(data))
+    history = BatchBuilder(data, max_history=length).users(positions)["history"]
+    assert history.shape == (len(data), length)
+    seen = torch.from_numpy(np.arange(len(data)) - data.offsets[data.user])
+    assert torch.equal((history != 0).sum(dim=1), seen.clamp(max=length))
+
+
+def test_items_take_any_shape(data, batches):
+    items = torch.tensor([[2, 3, 0], [1, 4, 5]])
+    columns = batches.items(items)
+    assert columns["movie_id"].shape == (2, 3)
+    assert columns["genres"].shape == (2, 3, data.item_columns["genres"].shape[1])
+    assert torch.equal(columns["movie_id"], items)
+    assert torch.equal(batches.all_items()["movie_id"], torch.arange(data.n_items))
+
+
+def test_max_history_must_be_positive(data):
+    with pytest.raises(ValueError, match="max_history must be at least 1"):
+        BatchBuilder(data, max_history=0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_an_epoch_covers_the_positions_once(batches, split, generator, size):
+    pieces = list(batches.epoch(split.train, size, generator))
+    assert {len(piece) for piece in pieces} == {size}
+    drawn = torch.cat(pieces)
+    assert len(drawn) == len(split.train) // size * size
+    assert len(drawn.unique()) == len(drawn)
+    assert set(drawn.tolist()) <= set(split.train.tolist())
+
+
+def test_epochs_differ_and_are_seeded(batches, split):
+    def epochs(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.cat(list(batches.epoch(split.train, 64, generator))) for _ in range(2)]
+
+    first, second = epochs(0)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, epochs(0)[0])
+
+
+def test_less_than_one_batch_comes_whole(batches, generator):
+    (piece,) = batches.epoch(np.array([5, 6, 9]), 512, generator)
+    assert sorted(piece.tolist()) == [5, 6, 9]
+
+
+def test_the_notebook_gathers_alike(data, batches):
+    gather_history = notebook_definitions("02", "gather_history")["gather_history"]
+    positions = torch.arange(len(data))
+    assert torch.equal(gather_history(data, positions, 10), batches.users(positions)["history"])
+
+
+# -- negative samplers ------------------------------------------------------------------------------------------------
+
+COUNTS = np.array([9, 9, 1, 50, 0, 7, 7, 400, 3])  # rows 0 and 1 are no movies
+
+
+def exact_probabilities(kind: str) -> np.ndarray:
+    real = COUNTS[2:].tolist()
+    order = sorted(range(len(real)), key=lambda i: -real[i])  # stable: equal counts keep their order
+    weight = []
+    for i, count in enumerate(real):
+        r = order.index(i)
+        weight.append(
+            {
+                "uniform": 1.0,
+                "count^0.75": count**0.75,
+                "log_count": np.log(count + 1),
+                "log_uniform": np.log((r + 2) / (r + 1)) / np.log(len(real) + 1),
+            }[kind]
+        )
+    return np.array([0, 0, *weight]) / sum(weight)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_sampler_follows_its_exact_distribution(kind, generator):
+    sampler, exact = NegativeSampler(kind, COUNTS), exact_probabilities(kind)
+    np.testing.assert_allclose(sampler.probabilities, exact, atol=1e-12)
+    draws = np.bincount(sampler.sample((200_000,), generator).numpy(), minlength=len(COUNTS))
+    assert not draws[exact == 0].any()
+    assert chisquare(draws[exact > 0], exact[exact > 0] * 200_000).pvalue > 1e-3
+
+
+def test_log_uniform_needs_no_normalising():
+    rank_law = exact_probabilities("log_uniform")
+    assert rank_law.sum() == pytest.approx(1)
+    assert NegativeSampler("log_uniform", COUNTS).probabilities[7] == pytest.approx(np.log(2) / np.log(8))
+
+
+def test_draws_have_the_shape_asked_for_and_a_seed():
+    sampler = NegativeSampler("uniform", COUNTS)
+    draw = sampler.sample((3, 4, 2), torch.Generator().manual_seed(1))
+    assert draw.shape == (3, 4, 2)
+    assert draw.dtype == torch.int64
+    assert torch.equal(draw, sampler.sample((3, 4, 2), torch.Generator().manual_seed(1)))
+
+
+def test_a_draw_at_the_very_end_of_the_ladder_is_a_real_movie(monkeypatch):
+    counts = np.array([0, 0, 5, 5, 0])  # the last movie has never been rated
+    sampler = NegativeSampler("count^0.75", counts)
+    for value in (0.0, 1 - 2**-53, 1.0):
+        monkeypatch.setattr(torch, "rand", lambda shape, v=value, **_: torch.full(shape, v, dtype=torch.float64))
+        assert sampler.sample((1,)).item() in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "counts", "message"),
+    [
+        ("popular", COUNTS, r"choose from uniform, count\^0\.75, log_count, log_uniform"),
+        ("uniform", [1, 2], "one non-negative number per movie index"),
+        ("uniform", [[1, 2, 3]], "one non-negative number per movie index"),
+        ("uniform", [0, 0, -1], "one non-negative number per movie index"),
+        ("log_count", [5, 5, 0, 0], "nothing to draw"),
+    ],
+)
+def test_a_sampler_refuses(kind, counts, message):
+    with pytest.raises(ValueError, match=message):
+        NegativeSampler(kind, np.array(counts))

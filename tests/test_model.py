@@ -1,0 +1,228 @@
+"""Two towers: shapes, unit length, the shared table, refusals, and notebook 03's own towers."""
+
+import math
+
+import pytest
+import torch
+from conftest import notebook_definitions
+from torch import nn
+
+from dssm_helpers.checks import check_cosine_matrix, check_highest_temperature, check_tower_parameters
+from dssm_helpers.features import SparseFeature, default_features
+from dssm_helpers.model import ACTIVATIONS, DSSM, FeatureEmbedding
+from dssm_helpers.workspace import build_model
+
+
+@pytest.fixture
+def model(data):
+    torch.manual_seed(0)
+    user, item = default_features(data, dim=16, side_dim=4, max_history=10)
+    params = {"dims": [24, 8]}
+    return DSSM(user, item, params, params, temperature=0.2).eval()
+
+
+@pytest.fixture
+def batch(batches, split):
+    return batches(split.train[:7])
+
+
+def test_shapes_and_unit_length(model, batch):
+    users, items = model.user_tower(batch), model.item_tower(batch)
+    assert users.shape == items.shape == (7, 8)
+    assert model.dim == 8
+    for vectors in (users, items):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(7))
+
+
+def test_score_is_cosine_over_temperature(model, batch):
+    users, items = model.user_tower(batch), model.item_tower(batch)
+    expected = torch.cosine_similarity(users, items) / 0.2
+    torch.testing.assert_close(model(batch), expected)
+    model.temperature = 0.1
+    torch.testing.assert_close(model(batch), 2 * expected)  # the temperature is used, not only stored
+
+
+def test_cosines_can_be_negative(model, data, batches, split):
+    cosines = model.user_tower(batches.users(split.train)) @ model.item_tower(batches.all_items()).T
+    model.user_tower.mlp[-1].bias.data.neg_()
+    turned = model.user_tower(batches.users(split.train)) @ model.item_tower(batches.all_items()).T
+    assert min(cosines.min(), turned.min()) < 0
+
+
+def test_without_normalisation_length_is_free(model, batch):
+    unit = model.item_tower(batch)
+    model.item_tower.normalize = False
+    free = model.item_tower(batch)
+    assert (free.norm(dim=1) - 1).abs().max() > 0.01
+    torch.testing.assert_close(nn.functional.normalize(free, dim=1), unit)
+
+
+def test_history_shares_the_movie_table_and_it_counts_once(model, data):
+    shared = model.user_tower.embedding.tables["history"]
+    assert shared is model.item_tower.embedding.tables["movie_id"]
+    in_parameters = [p for p in model.parameters() if p.shape == (data.n_items, 16)]
+    assert len(in_parameters) == 1
+
+
+def test_a_movie_learned_as_target_changes_histories_with_it(model, batches, split):
+    users = batches.users(split.validation)
+    before = model.user_tower(users)
+    movie = int(users["history"][0, 0])
+    with torch.no_grad():
+        model.item_tower.embedding.tables["movie_id"].weight[movie] += 5.0
+    changed = (model.user_tower(users) - before).abs().amax(dim=1) > 1e-6
+    assert changed[0]
+    assert torch.equal(changed, (users["history"] == movie).any(dim=1))
+
+
+def test_padding_row_is_zero_and_gets_no_gradient(model, batches, data):
+    positions = data.offsets[2:12]  # each user's first rating: the history is nothing but padding
+    model(batches(positions)).sum().backward()
+    for tower in (model.user_tower, model.item_tower):
+        for name, table in tower.embedding.tables.items():
+            assert table.weight[0].abs().max() == 0, name
+            assert table.weight.grad is None or table.weight.grad[0].abs().max() == 0, name
+
+
+def test_order_of_the_batch_does_not_matter_order_of_features_does(data, batch):
+    sparse = [SparseFeature("movie_id", data.n_items, 3), SparseFeature("year", len(data.vocabularies["year"]), 2)]
+    embedding = FeatureEmbedding(sparse).eval()
+    x = embedding(batch)
+    assert torch.equal(embedding(dict(reversed(batch.items()))), x)
+    swapped = FeatureEmbedding(sparse[::-1]).eval()
+    swapped.tables.load_state_dict(embedding.tables.state_dict())
+    assert torch.equal(swapped(batch), torch.cat([x[:, 3:], x[:, :3]], dim=1))
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 10, 25])
+def test_any_history_length(model, batch, length):
+    longer = {**batch, "history": batch["history"].repeat(1, 3)[:, :length]}
+    vectors = model.user_tower(longer)
+    assert vectors.shape == (7, 8)
+    assert torch.isfinite(vectors).all()
+    cut = {**batch, "history": longer["history"][:, :10]}  # the declared maximum
+    assert torch.equal(vectors, model.user_tower(cut))
+
+
+def test_padding_at_the_end_changes_nothing(model, batch):
+    padded = {**batch, "history": nn.functional.pad(batch["history"][:, :4], (0, 6))}
+    torch.testing.assert_close(
+        model.user_tower(padded), model.user_tower({**batch, "history": batch["history"][:, :4]})
+    )
+
+
+def test_a_missing_feature_lists_what_there_is(model, batch):
+    del batch["year"]
+    with pytest.raises(KeyError, match=r"no 'year'; it has age, gender, genres.*movie_id"):
+        model.item_tower(batch)
+
+
+def test_dropout_only_in_training(data, batch):
+    user, item = default_features(data, dim=16, side_dim=4)
+    model = DSSM(user, item, {"dims": [8], "dropout": 0.5}, {"dims": [8], "dropout": 0.5})
+    model.train()
+    assert not torch.equal(model(batch), model(batch))
+    model.eval()
+    assert torch.equal(model(batch), model(batch))
+
+
+def test_towers_may_differ_but_for_their_last_width(data, batch):
+    user, item = default_features(data, dim=8, side_dim=4)
+    model = DSSM(user, item, {"dims": [32, 16, 6]}, {"dims": [6], "activation": "tanh"})
+    assert model.user_tower(batch).shape == model.item_tower(batch).shape == (7, 6)
+    with pytest.raises(ValueError, match="ends in 6 dimensions and the item tower in 5"):
+        DSSM(user, item, {"dims": [32, 6]}, {"dims": [32, 5]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be positive, got 0"),
+        ({"temperature": -0.1}, "temperature must be positive"),
+        ({"temperature": math.nan}, "temperature must be positive, got nan"),
+        ({"user_params": {"dims": []}}, "at least one layer"),
+        ({"item_params": {"activation": "sigmoid"}}, "unknown activation 'sigmoid'; choose from prelu, relu, gelu"),
+        ({"item_params": {"dim": [64]}}, "unknown item_params dim; choose from dims, activation, dropout"),
+        ({"item_features": []}, "at least one feature"),
+        ({"item_features": [SparseFeature("year", 9), SparseFeature("year", 9)]}, "each with its own name"),
+        ({"item_features": [SparseFeature("year", 9)]}, r"shares with 'movie_id', which is not among \['year'\]"),
+        ({"item_features": [SparseFeature("movie_id", 9, 4)]}, "give both the same vocab_size and embed_dim"),
+    ],
+)
+def test_refusals(data, change, message):
+    user, item = default_features(data)
+    with pytest.raises(ValueError, match=message):
+        DSSM(**{"user_features": user, "item_features": item} | change)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_trains_every_layer(data, batch, activation):
+    user, item = default_features(data, dim=8, side_dim=4)
+    params = {"dims": [16, 8, 4], "activation": activation}
+    model = DSSM(user, item, params, params)
+    model(batch).sum().backward()
+    for name, parameter in model.named_parameters():
+        if "mlp" in name:
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_same_seed_same_weights(data):
+    first, again, other = build_model(data, seed=3), build_model(data, seed=3), build_model(data, seed=4)
+    pairs = list(zip(first.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(first.item_tower.mlp[0].weight, other.item_tower.mlp[0].weight)
+
+
+# -- notebook 03 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", ("mean", "recency:1", "recency:10")])
+def test_notebook_towers_agree(data, batch, pooling):
+    ours = notebook_definitions("03", "unit", "Tower", "TwoTowers")["TwoTowers"]
+    user, item = default_features(data, dim=16, side_dim=4, pooling=pooling)
+    theirs = DSSM(user, item, {"dims": [24, 8]}, {"dims": [24, 8]}, temperature=0.2).eval()
+    mine = ours(user, item, (24, 8), 0.2)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # so that no part is at its first value
+        theirs.item_tower.embedding.tables["movie_id"].weight[0] = 0
+        for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
+            a.copy_(b)
+    torch.testing.assert_close(mine(batch), theirs(batch), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mine.user_tower(batch), theirs.user_tower(batch), atol=1e-5, rtol=1e-5)
+
+
+def test_notebook_layers_agree_with_torch(generator):
+    names = notebook_definitions("03", "linear", "prelu", "unit")
+    x = torch.randn(5, 6, generator=generator)
+    layer, bend = nn.Linear(6, 3), nn.PReLU(init=0.3)
+    torch.testing.assert_close(names["linear"](x, layer.weight, layer.bias), layer(x))
+    torch.testing.assert_close(names["prelu"](x, bend.weight), bend(x))
+    torch.testing.assert_close(names["unit"](x), nn.functional.normalize(x, dim=-1))
+
+
+def test_lowest_loss_is_the_loss_of_a_perfect_model():
+    lowest_loss = notebook_definitions("03", "lowest_loss")["lowest_loss"]
+    cosines = torch.full((1, 50), -1.0)
+    cosines[0, 0] = 1.0
+    for temperature in (1.0, 0.3):
+        loss = nn.functional.cross_entropy(cosines / temperature, torch.tensor([0])).item()
+        assert lowest_loss(50, temperature) == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "wrong"),
+    [
+        (check_cosine_matrix, "cosine_matrix", lambda users, movies: users @ movies.T),
+        (check_highest_temperature, "highest_temperature", lambda n, loss: -2 / math.log((n - 1) / math.expm1(loss))),
+        (check_tower_parameters, "tower_parameters", lambda width, dims: width * dims[0]),
+    ],
+)
+def test_exercise_checks_accept_the_solution_and_nothing_else(check, name, wrong, capsys, monkeypatch):
+    monkeypatch.delenv("DSSM_STRICT", raising=False)
+    solution = notebook_definitions("03", "unit", name)[name]
+    assert check(solution)
+    assert not check(wrong)
+    assert not check(lambda *_: None)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in printed] == ["✓", "✗", "✗"]

@@ -1,0 +1,392 @@
+"""serving.py: the bundle is whole or refused, raw values in, titles out, no torch (notebook 09)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, notebook_definitions
+
+from dssm_helpers import serving
+from dssm_helpers.data import EncodedData, Split
+from dssm_helpers.evaluation import TwoTowerScorer, top_k
+from dssm_helpers.features import default_features
+from dssm_helpers.model import DSSM
+from dssm_helpers.serving import Recommender, export_bundle, read_manifest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+NEW_MOVIE = {"title": "A New Film (1998)", "genres": "Action|Comedy", "year": 1998}
+
+
+@pytest.fixture(scope="module")
+def model(data: EncodedData) -> DSSM:
+    torch.manual_seed(0)
+    user, item = default_features(data, dim=16, side_dim=8, pooling=("mean", "recency:3"), max_history=10)
+    model = DSSM(user, item, {"dims": (32, 16)}, {"dims": (32, 16)})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def bundle(model: DSSM, data: EncodedData, split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(tmp_path_factory.mktemp("serving") / "bundle", model, data, split.train)
+
+
+@pytest.fixture
+def recommender(bundle: Path) -> Recommender:
+    return Recommender.load(bundle)
+
+
+def copy_of(bundle: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "copy"
+    for file in (p for p in bundle.rglob("*") if p.is_file()):
+        (target / file.relative_to(bundle)).parent.mkdir(parents=True, exist_ok=True)
+        (target / file.relative_to(bundle)).write_bytes(file.read_bytes())
+    return target
+
+
+def raw_request(data: EncodedData, position: int) -> tuple[int, list[int]]:
+    user = data.vocabularies["user_id"].decode([data.user[position]])[0]
+    return user, data.vocabularies["movie_id"].decode(data.history(position))
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_served_answers_are_the_evaluated_ones(recommender, model, data, split, batches):
+    items, scores = top_k(TwoTowerScorer(model, batches), data, split.test, 5)
+    for position, row, cosine in zip(split.test, items, scores, strict=True):
+        answer = recommender.recommend(*raw_request(data, position), k=5)
+        assert answer.movie_ids == data.vocabularies["movie_id"].decode(row)
+        assert answer.titles == [data.titles[i] for i in row]
+        assert answer.scores == pytest.approx(cosine, abs=1e-5)
+        assert answer.basis == "user"
+
+
+def test_the_history_is_oldest_first_and_only_the_latest_reach_the_tower(recommender, data):
+    movies = data.vocabularies["movie_id"].values[:15].tolist()
+    request = recommender.encode(history=movies)
+    expected = data.vocabularies["movie_id"].encode(movies[::-1][:10])
+    assert request.batch["history"].tolist() == [expected.tolist()]
+    assert request.seen == set(movies)
+    forth, back = (recommender.recommend(history=h, k=3) for h in (movies, movies[::-1]))
+    assert forth.scores != pytest.approx(back.scores, abs=1e-4)
+
+
+def test_ids_titles_and_numpy_values_mean_the_same(recommender, data):
+    ids = data.vocabularies["movie_id"].values[:3]
+    titles = [recommender.titles[i].upper() + " " for i in ids.tolist()]
+    assert recommender.recommend(history=ids) == recommender.recommend(history=titles)
+    assert not set(recommender.recommend(history=titles, k=50).movie_ids) & set(ids.tolist())
+
+
+@pytest.mark.parametrize(
+    ("user", "with_history", "basis", "ignored"),
+    [
+        (1, False, "user", ()),
+        ({"user_id": 1, "zip": "?"}, False, "user", ("zip '?'",)),
+        (10**9, True, "history", (f"user_id {10**9}",)),
+        (None, True, "history", ()),
+        ({"gender": "F"}, False, "demographics", ()),
+        ({"age": 33, "gender": None, "zip": float("nan"), "occupation": ""}, False, "demographics", ()),
+        ({"gender": "X"}, False, "popularity", ("gender 'X'",)),
+        (10**9, False, "popularity", (f"user_id {10**9}",)),
+        ({}, False, "popularity", ()),
+        (None, False, "popularity", ()),
+    ],
+)
+def test_what_an_answer_rests_on_is_said(recommender, data, user, with_history, basis, ignored):
+    history = data.vocabularies["movie_id"].values[:2].tolist() if with_history else None
+    answer = recommender.recommend(user, history, k=4)
+    assert (answer.basis, answer.ignored, len(answer)) == (basis, ignored, 4)
+    assert serving.BASES[basis] in str(answer)
+
+
+def test_demographics_of_a_known_user_are_filled_in_and_can_be_overridden(recommender, data):
+    row = data.vocabularies["user_id"].encode([1])[0]
+    batch = recommender.encode(1).batch
+    assert {name: int(batch[name][0]) for name in data.user_columns} == {
+        name: int(column[row]) for name, column in data.user_columns.items()
+    }
+    ages = data.vocabularies["age"]
+    assert recommender.encode({"user_id": 1, "age": 29}).batch["age"][0] == ages.encode([25])[0]
+    assert recommender.encode({"user_id": 1}).batch == pytest.approx(batch)
+
+
+def test_an_integer_zip_keeps_its_leading_zeros(recommender, data):
+    area = str(data.vocabularies["zip"].values[0])
+    assert area.startswith("0")
+    assert recommender.encode({"zip": int(area + "07")}).batch["zip"][0] == data.vocabularies["zip"].encode([area])[0]
+
+
+def test_popularity_counts_training_ratings_and_excludes_the_seen(recommender, data, split):
+    counts = data.item_counts(split.train)[2:]
+    answer = recommender.recommend(k=5)
+    assert answer.scores == sorted(counts.tolist(), reverse=True)[:5]
+    # Movies that no training row has seen say nothing about a user, and are excluded all the same.
+    unknown = 10**6
+    again = recommender.recommend(history=[unknown], k=5)
+    assert (again.basis, again.ignored) == ("popularity", (f"movie {unknown}",))
+    assert again.movie_ids == answer.movie_ids
+
+
+def test_seeing_nearly_everything_leaves_the_rest(recommender):
+    everything = list(recommender.titles)
+    assert sorted(recommender.recommend(history=everything[:-2], k=5).movie_ids) == sorted(everything[-2:])
+    assert len(recommender.recommend(history=everything, k=5)) == 0
+    assert len(recommender.recommend(k=len(everything))) == len(everything)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"history": ["Generated film 1"]}, r"no movie is called 'Generated film 1'; did you mean 'Generated film 1"),
+        ({"history": ["qqq"]}, "nothing is spelled like it"),
+        ({"history": "Generated film 1"}, "history is a list"),
+        ({"history": 3}, "history is a list"),
+        ({"history": [1.5]}, "a movie id in history: expected a whole number, got 1.5"),
+        ({"history": [True]}, "expected a whole number, got True"),
+        ({"user": {"sex": "F"}}, "no field sex; the fields are user_id, gender, age, occupation, zip"),
+        ({"user": "1"}, "user_id: expected a whole number, got '1'"),
+        ({"user": {"age": "old"}}, "age: expected a whole number, got 'old'"),
+        ({"user": {"age": -3}}, "age: expected years between 0 and 130"),
+        ({"k": 0}, "k must be a whole number"),
+        ({"k": 121}, "k must be a whole number .* 120"),
+        ({"k": 2.5}, "k must be a whole number"),
+    ],
+)
+def test_bad_requests_are_refused_with_a_reason(recommender, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        recommender.recommend(**arguments)
+
+
+def test_a_title_with_two_ids_stands_for_the_more_rated_and_excludes_both(model, data, split, tmp_path):
+    counts = data.item_counts(split.train)
+    rare, common = sorted((5, 9), key=lambda item: counts[item])
+    titles = list(data.titles)
+    titles[rare] = titles[common]
+    twins = EncodedData(**{**data.__dict__, "titles": titles})
+    recommender = Recommender.load(export_bundle(tmp_path / "bundle", model, twins, split.train))
+    ids = data.vocabularies["movie_id"].decode([common, rare])
+    request = recommender.encode(history=[titles[common]])
+    assert request.batch["history"].tolist() == [[common]]
+    assert request.seen == set(ids)
+
+
+# -- the bundle -------------------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_listed_and_damage_is_refused_by_name(bundle, tmp_path):
+    files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()}
+    assert files - {"manifest.json"} == set(read_manifest(bundle)["files"])
+    for name in sorted(files - {"manifest.json"}):
+        copy = copy_of(bundle, tmp_path / name.replace("/", "-"))
+        content = bytearray((copy / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"altered: {name}"):
+            Recommender.load(copy)
+        (copy / name).unlink()
+        with pytest.raises(FileNotFoundError, match=f"incomplete: {name} is missing"):
+            Recommender.load(copy)
+
+
+def test_another_format_a_damaged_manifest_or_no_bundle_is_refused(bundle, tmp_path):
+    copy = copy_of(bundle, tmp_path)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(ValueError, match=r"format 99, .* reads format 1"):
+        Recommender.load(copy)
+    (copy / "manifest.json").write_text('{"format"')
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        Recommender.load(copy)
+    with pytest.raises(FileNotFoundError, match=r"no bundle at .*manifest\.json is missing"):
+        Recommender.load(tmp_path / "nowhere")
+
+
+def test_a_failed_export_leaves_the_good_bundle(bundle, model, data, split, tmp_path):
+    copy = copy_of(bundle, tmp_path)
+    with pytest.raises(ValueError, match="unknown backend"):
+        export_bundle(copy, model, data, split.train, backend="nearest")
+    assert len(Recommender.load(copy).recommend(1, k=3)) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+    export_bundle(copy, model, data, split.train)
+    assert len(Recommender.load(copy).recommend(1, k=3)) == 3
+
+
+def test_a_folder_with_other_things_is_not_replaced(model, data, split, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="exists and is not a bundle"):
+        export_bundle(tmp_path, model, data, split.train)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_bundle_answers_where_torch_and_pandas_cannot_be_imported(bundle, recommender):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'pandas', 'scipy', 'sklearn', 'onnx', 'safetensors'): sys.modules[name] = None\n"
+        "from dssm_helpers.serving import Recommender\n"
+        "r = Recommender.load(sys.argv[1])\n"
+        "print(r.recommend({'user_id': 3, 'age': 40}, [4, 5, 6], k=6).movie_ids)\n"
+        "r.add_movie(5000, 'A New Film (1998)', 'Action', 1998)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == recommender.recommend({"user_id": 3, "age": 40}, [4, 5, 6], k=6).movie_ids
+
+
+# -- other backends ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backend", "library", "options"),
+    [
+        ("annoy", "annoy", {"search_k": 100_000}),
+        ("faiss", "faiss", {"kind": "flat"}),
+        ("faiss", "faiss", {"kind": "hnsw"}),
+        ("milvus", "milvus_lite", {}),
+    ],
+)
+def test_every_backend_serves_the_same_and_takes_new_movies(
+    recommender, model, data, split, tmp_path, backend, library, options
+):
+    pytest.importorskip(library)
+    path = export_bundle(tmp_path / "bundle", model, data, split.train, backend=backend, **options)
+    other = Recommender.load(path)
+    for position in split.test[:5]:
+        request = raw_request(data, position)
+        assert other.recommend(*request).movie_ids == recommender.recommend(*request).movie_ids
+    vector = other.add_movie(5000, **NEW_MOVIE)
+    assert other.index.search(vector, 1)[0].tolist() == [[5000]]
+    assert Recommender.load(path).index.search(vector, 1)[0].tolist() != [[5000]]  # the files are untouched
+
+
+def test_any_bundle_is_served_from_milvus_by_uri(bundle, recommender, data, split, tmp_path):
+    pytest.importorskip("milvus_lite")
+    uri = str(tmp_path / "movies.db")
+    lite = Recommender.load(bundle, uri=uri)
+    assert lite.index.backend == "milvus"
+    assert lite.index.options["collection"] == f"movies_{read_manifest(bundle)['files']['item_vectors.npy'][:12]}"
+    for position in split.test[:5]:
+        request = raw_request(data, position)
+        assert lite.recommend(*request).movie_ids == recommender.recommend(*request).movie_ids
+
+
+def test_uri_and_token_reach_a_server(bundle, monkeypatch):
+    calls = []
+    monkeypatch.setattr(serving, "build_index", lambda *a, **options: calls.append(options))
+    Recommender.load(bundle, uri="http://milvus:19530", token="user:secret")
+    (options,) = calls
+    assert options.pop("collection").startswith("movies_")
+    assert options == {"backend": "milvus", "uri": "http://milvus:19530", "token": "user:secret"}
+
+
+# -- new movies -------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_movie_has_the_vector_of_an_unknown_id_and_is_found_at_once(recommender, model, data):
+    before = recommender.index
+    vector = recommender.add_movie(5000, **NEW_MOVIE)
+    genres = data.vocabularies["genres"].encode(["Action", "Comedy"])
+    year = data.vocabularies["year"].encode([1998])
+    with torch.inference_mode():
+        batch = {"movie_id": torch.tensor([1]), "year": torch.tensor(year), "genres": torch.tensor(genres)[None]}
+        assert vector == pytest.approx(model.item_tower(batch)[0].numpy(), abs=1e-5)
+    assert recommender.index.search(vector, 1)[0].tolist() == [[5000]]
+    assert 5000 not in before.ids  # a request in another thread keeps what it started with
+    assert recommender.titles[5000] == "A New Film (1998)"
+    assert 5000 not in recommender.recommend(history=["a new film (1998)"], k=121).movie_ids
+    assert recommender.recommend(k=121).movie_ids[-1] == 5000
+    assert len(recommender.recommend(1, k=121)) == 121
+
+
+def test_adding_again_replaces_also_the_title(recommender):
+    recommender.add_movie(5000, **NEW_MOVIE)
+    vector = recommender.add_movie(5000, "Renamed (1990)", ["Drama"], 1990)
+    assert (recommender.index.ids == 5000).sum() == 1
+    assert recommender.index.search(vector, 1)[0].tolist() == [[5000]]
+    assert recommender.encode(history=["Renamed (1990)"]).seen == {5000}
+    with pytest.raises(ValueError, match="no movie is called"):
+        recommender.encode(history=["A New Film (1998)"])
+    assert len(recommender.recommend(k=121)) == 121
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"movie_id": 1}, "movie 1 is already in the catalogue: Generated film 1"),
+        ({"movie_id": -5}, "must not be negative"),
+        ({"movie_id": "x"}, "movie_id: expected a whole number"),
+        ({"title": " "}, "needs a title"),
+        ({"genres": []}, "at least one genre"),
+        ({"genres": ""}, "at least one genre"),
+        ({"year": "1998"}, "year: expected a whole number"),
+    ],
+)
+def test_bad_new_movies_are_refused(recommender, change, message):
+    with pytest.raises(ValueError, match=message):
+        recommender.add_movie(**{"movie_id": 5000, **NEW_MOVIE, **change})
+    assert 5000 not in recommender.titles
+    assert len(recommender.index.ids) == 120
+
+
+def test_unknown_genres_and_years_count_as_unknown(recommender):
+    assert recommender.item_vector("Nonsense", 1700) == pytest.approx(recommender.item_vector(["?"], 3000), abs=1e-6)
+
+
+@pytest.mark.parametrize(("backend", "options"), [("exact", {}), ("faiss", {"kind": "flat"})])
+def test_readers_are_undisturbed_while_movies_are_added(model, data, split, tmp_path, backend, options):
+    if backend == "faiss":
+        pytest.importorskip("faiss")
+    recommender = Recommender.load(
+        export_bundle(tmp_path / "bundle", model, data, split.train, backend=backend, **options)
+    )
+    failures, stop = [], threading.Event()
+
+    def read():
+        while not stop.is_set():
+            try:
+                answer = recommender.recommend(1, [2, 3], k=20)
+                assert len(set(answer.movie_ids)) == 20
+                assert all(recommender.titles[i] == t for i, t in zip(answer.movie_ids, answer.titles, strict=True))
+            except Exception as error:
+                failures.append(repr(error))
+                return
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for movie_id in range(5000, 5040):
+        recommender.add_movie(movie_id, f"New {movie_id}", "Action", 1998)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert failures == []
+    assert len(recommender.index.ids) == 160
+
+
+# -- the notebook -----------------------------------------------------------------------------------------------------
+
+
+def test_the_notebook_builds_the_same(recommender, data, split):
+    by_hand = notebook_definitions("09", "recommend_by_hand")["recommend_by_hand"]
+    for position in split.test[:5]:
+        user_id, history = raw_request(data, position)
+        columns = {n: data.vocabularies[n].decode([c[data.user[position]]])[0] for n, c in data.user_columns.items()}
+        history = history[-10:]  # the model of this test has max_history 10, the notebook's 50
+        ids, scores = by_hand(recommender.user_tower, recommender.index, recommender.vocabularies, columns, history, 5)
+        answer = recommender.recommend(user_id, history, k=5)
+        assert answer.movie_ids == ids
+        assert answer.scores == pytest.approx(scores, abs=1e-5)

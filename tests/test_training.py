@@ -1,0 +1,472 @@
+"""Objectives against naive loops, the trainer's promises, files, and notebook 04's own objectives."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import notebook_definitions
+from safetensors.torch import load_file
+from torch import nn
+
+from dssm_helpers.checks import check_chance_loss, check_corrected_list_wise, check_should_stop
+from dssm_helpers.data import encode, split_by_time, synthetic
+from dssm_helpers.evaluation import Popularity, TwoTowerScorer, chance_level, metrics, rank_targets
+from dssm_helpers.features import BatchBuilder, NegativeSampler
+from dssm_helpers.training import (
+    OBJECTIVES,
+    Diverged,
+    Trainer,
+    TrainingConfig,
+    in_batch_loss,
+    load_weights,
+    loss_at_chance,
+    resolve_device,
+    sampled_loss,
+    save_weights,
+)
+from dssm_helpers.workspace import RECIPES, build_model
+
+QUICK = TrainingConfig(epochs=3, batch_size=64, learning_rate=5e-3)
+
+
+@pytest.fixture
+def recipe():
+    return replace(RECIPES["dssm"], dim=16, dims=(32, 16), max_history=10, temperature=0.1, dropout=0.1)
+
+
+@pytest.fixture
+def new_trainer(data, batches, recipe):
+    """A trainer of a small model; what differs from the quick configuration is given by name."""
+
+    def make(seed=0, model_recipe=recipe, **changes):
+        config = replace(QUICK, **changes)
+        return Trainer(build_model(data, model_recipe, seed), batches, config)
+
+    return make
+
+
+@pytest.fixture
+def fit(new_trainer, split):
+    def run(seed=0, train=split.train, validation=split.validation, checkpoint=None, on_epoch=None, **changes):
+        trainer = new_trainer(seed, **changes)
+        trainer.fit(train, validation, progress=False, checkpoint=checkpoint, on_epoch=on_epoch)
+        return trainer
+
+    return run
+
+
+def weights(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+# -- objectives -------------------------------------------------------------------------------------------------------
+
+
+def naive_in_batch(logits, items, log_q, history, mask, smoothing):
+    """Row by row and column by column, with plain Python numbers."""
+    total = 0.0
+    for r in range(len(items)):
+        allowed = []
+        for c in range(len(items)):
+            same = mask and items[c] == items[r]
+            seen = history is not None and items[c] in history[r]
+            if c == r or not (same or seen):
+                allowed.append(c)
+        shifted = {c: float(logits[r, c]) - (float(log_q[c]) if log_q is not None else 0.0) for c in allowed}
+        log_sum = math.log(sum(math.exp(x) for x in shifted.values()))
+        losses = {c: log_sum - x for c, x in shifted.items()}
+        total += (1 - smoothing) * losses[r] + smoothing * sum(losses.values()) / len(losses)
+    return total / len(items)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("with_history", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("with_log_q", [False, True])
+def test_in_batch_loss_against_a_naive_loop(with_log_q, mask, with_history, smoothing, generator):
+    logits = 3 * torch.randn(9, 9, generator=generator)
+    items = torch.tensor([2, 3, 2, 4, 5, 2, 6, 3, 7])
+    log_q = -4 * torch.rand(9, generator=generator) if with_log_q else None
+    history = torch.randint(0, 9, (9, 4), generator=generator) if with_history else None
+    if history is not None:
+        history[0] = 0  # an empty one
+        history[1, 0] = 3  # the target itself: it stays the positive
+    loss = in_batch_loss(
+        logits, items, log_q, mask_accidental_hits=mask, history=history, label_smoothing=smoothing
+    ).item()
+    lists = history.tolist() if history is not None else None
+    assert loss == pytest.approx(naive_in_batch(logits, items.tolist(), log_q, lists, mask, smoothing), rel=1e-5)
+
+
+def test_masked_columns_get_no_gradient(generator):
+    logits = torch.randn(4, 4, generator=generator, requires_grad=True)
+    items, history = torch.tensor([2, 3, 2, 4]), torch.tensor([[0], [4], [0], [0]])
+    in_batch_loss(logits, items, history=history, label_smoothing=0.1).backward()
+    silent = logits.grad == 0
+    assert silent.nonzero().tolist() == [[0, 2], [1, 3], [2, 0]]
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_masks_hold_at_any_size_of_the_logits():
+    logits = torch.tensor([[0.0, 9e8], [9e8, 0.0]])
+    assert in_batch_loss(logits, torch.tensor([2, 2])).item() == 0.0
+    drawn = sampled_loss("list_wise", torch.tensor([0.0]), torch.tensor([[9e8]]), torch.tensor([[True]]))
+    assert drawn.item() == 0.0
+
+
+def test_log_q_lowers_a_popular_columns_logit():
+    logits, items = torch.zeros(2, 2), torch.tensor([2, 3])
+    log_q = torch.tensor([0.9, 0.1]).log()  # movie 2 is popular
+    # Row 0 has the popular movie as positive: it must now beat a rare one that stands in for many.
+    assert in_batch_loss(logits, items, log_q).item() == pytest.approx(-(math.log(0.1) + math.log(0.9)) / 2, rel=1e-5)
+
+
+def naive_sampled(objective, positive, negative, hit):
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    losses = []
+    for p, row, out in zip(positive.tolist(), negative.tolist(), hit.tolist(), strict=True):
+        kept = [n for n, h in zip(row, out, strict=True) if not h]
+        if objective == "list_wise":
+            losses.append(-math.log(math.exp(p) / (math.exp(p) + sum(math.exp(n) for n in kept))))
+        elif objective == "pair_wise":
+            losses += [-math.log(sigmoid(p - n)) for n in kept]
+        else:
+            losses += [-math.log(sigmoid(p))] + [-math.log(1 - sigmoid(n)) for n in kept]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[1:])
+def test_sampled_loss_against_a_naive_loop(objective, generator):
+    positive, negative = torch.randn(6, generator=generator), torch.randn(6, 5, generator=generator)
+    hit = torch.rand(6, 5, generator=generator) < 0.3
+    hit[0] = True  # a row whose every draw was the positive
+    loss = sampled_loss(objective, positive, negative, hit)
+    assert loss.item() == pytest.approx(naive_sampled(objective, positive, negative, hit), rel=1e-5)
+
+
+def test_unknown_sampled_objective_lists_the_known():
+    with pytest.raises(ValueError, match="unknown sampled objective 'bpr'; choose from list_wise, pair_wise"):
+        sampled_loss("bpr", torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool))
+
+
+def mean_loss(trainer, data, split):
+    """The trainer's own loss over five passes, without a step."""
+    counts = data.item_counts(split.train)
+    sampler = None if trainer.config.objective == "in_batch" else NegativeSampler("uniform", counts)
+    log_q = torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum())).float()
+    generator = torch.Generator().manual_seed(0)
+    trainer.model.eval()
+    with torch.no_grad():
+        parts = [p for _ in range(5) for p in trainer.batches.epoch(split.train, QUICK.batch_size, generator)]
+        return np.mean([trainer._loss(p, log_q, sampler, generator).item() for p in parts])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("logq", [True, False])
+def test_untrained_model_starts_at_the_loss_of_chance(new_trainer, data, split, objective, logq):
+    trainer = new_trainer(objective=objective, logq=logq, mask_seen=False, mask_accidental_hits=False)
+    if objective == "point_wise":  # the only one for which the scores have to be 0 and not merely alike
+        nn.init.zeros_(trainer.model.user_tower.mlp[-1].weight)
+        nn.init.zeros_(trainer.model.user_tower.mlp[-1].bias)
+    expected = loss_at_chance(trainer.config, data.item_counts(split.train))
+    # The sum over a batch of 1/q scatters, and the logarithm of a mean is above the mean of logarithms.
+    tolerance = 0.12 if objective == "in_batch" and logq else 0.03
+    assert mean_loss(trainer, data, split) == pytest.approx(expected, abs=tolerance)
+
+
+def test_loss_at_chance_by_the_formula():
+    counts = np.array([0, 0, 8, 4, 4])
+    config = TrainingConfig(batch_size=32)
+    divergence = 0.5 * math.log(1.5) + 2 * 0.25 * math.log(0.75)
+    assert loss_at_chance(config, counts) == pytest.approx(math.log(32) + divergence)
+    assert loss_at_chance(replace(config, logq=False), counts) == pytest.approx(math.log(32))
+    even = np.array([0, 0, 5, 5])
+    assert loss_at_chance(config, even) == pytest.approx(math.log(32))
+
+
+# -- the trainer ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Generated tastes with enough rows to be found."""
+    data = encode(synthetic(n_ratings=12_000, n_users=400, n_movies=400, seed=2))
+    return data, split_by_time(data), BatchBuilder(data, max_history=20)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_learns_planted_tastes(planted, recipe, objective):
+    data, split, batches = planted
+    config = TrainingConfig(objective, epochs=8, batch_size=256, learning_rate=1e-2, n_negatives=16)
+    trainer = Trainer(build_model(data, replace(recipe, max_history=20), 0), batches, config)
+    history = trainer.fit(split.train, split.validation, progress=False)
+    popular = metrics(rank_targets(Popularity(data, split.train), data, split.validation))
+    know_nothing = loss_at_chance(config, data.item_counts(split.train))
+    if objective == "point_wise":  # knowing that 1 in 17 is a positive is enough for less than ln 2
+        know_nothing = -(math.log(1 / 17) + 16 * math.log(16 / 17)) / 17
+    assert history["loss"].iloc[-1] < 0.9 * know_nothing
+    assert history["loss"].is_monotonic_decreasing
+    assert history["hit@10"].max() > 3 * popular["hit@10"]
+    assert history["hit@10"].max() > 5 * chance_level(data.n_items - 2)["hit@10"]
+
+
+def test_same_seed_same_numbers_other_seed_others(fit):
+    first, again, other = fit(), fit(), fit(seed=1)
+    assert torch.equal(weights(first), weights(again))
+    assert first.history.drop(columns="seconds").equals(again.history.drop(columns="seconds"))
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_the_configurations_seed_decides_the_order(new_trainer, split):
+    losses = []
+    for seed in (0, 0, 1):
+        trainer = new_trainer()
+        trainer.config = replace(trainer.config, seed=seed)
+        losses.append(trainer.fit(split.train, progress=False)["loss"].tolist())
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("objective", ["in_batch", "list_wise"])
+def test_resumed_equals_uninterrupted_bit_for_bit(fit, tmp_path, objective):
+    def interrupt(trainer):
+        if len(trainer.history) == 2:
+            raise KeyboardInterrupt
+
+    whole = fit(objective=objective, epochs=4)
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fit(objective=objective, epochs=4, checkpoint=path, on_epoch=interrupt)
+    resumed = fit(seed=5, objective=objective, epochs=4, checkpoint=path)  # a fresh model with other weights
+    assert torch.equal(weights(whole), weights(resumed))
+    columns = [c for c in whole.history if c != "seconds"]
+    assert whole.history[columns].equals(resumed.history[columns])
+
+
+def test_a_finished_checkpoint_is_not_trained_further(fit, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    first = fit(checkpoint=path)
+    calls = []
+    again = fit(seed=1, checkpoint=path, on_epoch=calls.append)
+    assert not calls
+    assert torch.equal(weights(first), weights(again))
+
+
+def test_patience_stops_and_the_best_weights_are_kept(fit, data, batches, split):
+    trainer = fit(epochs=40, patience=2, learning_rate=3e-2, schedule="constant")
+    scores = trainer.history["hit@10"].tolist()
+    assert len(scores) < 40
+    assert len(scores) - 1 - int(np.argmax(scores)) == 2
+    kept = metrics(rank_targets(TwoTowerScorer(trainer.model, batches), data, split.validation))
+    assert kept["hit@10"] == max(scores)
+    assert not trainer.model.training
+
+
+def test_without_validation_all_epochs_run_and_the_last_weights_stay(fit):
+    trainer = fit(validation=None, patience=1)
+    assert len(trainer.history) == QUICK.epochs
+    assert "hit@10" not in trainer.history
+    assert torch.equal(weights(trainer), weights(fit(validation=None)))
+
+
+def test_history_has_a_row_per_epoch(fit):
+    history = fit().history
+    assert history["epoch"].tolist() == [1, 2, 3]
+    assert {"loss", "hit@10", "hit@100", "ndcg@10", "mrr", "seconds", "learning_rate"} <= set(history)
+    assert (history["seconds"] > 0).all()
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "constant"])
+def test_schedules(new_trainer, schedule):
+    trainer = new_trainer(schedule=schedule)
+    rates = []
+    for progress in (0.0, 0.15, 0.3, 0.65, 0.999):
+        trainer._set_learning_rate(progress)
+        rates.append(trainer.optimizer.param_groups[0]["lr"] / trainer.config.learning_rate)
+    expected = [0.04, 0.52, 1.0, 0.5, 0.0] if schedule == "one_cycle" else [1.0] * 5
+    assert rates == pytest.approx(expected, abs=1e-4)
+
+
+def test_divergence_is_reported_with_advice(new_trainer, split):
+    trainer = new_trainer()
+    with torch.no_grad():
+        trainer.model.item_tower.mlp[0].weight[0, 0] = torch.nan
+    with pytest.raises(Diverged, match=r"the loss is nan in epoch 1; lower the learning rate \(now 0.005\) or raise"):
+        trainer.fit(split.train, split.validation, progress=False)
+
+
+def test_a_batch_of_one_is_refused(batches, new_trainer, split):
+    with pytest.raises(ValueError, match="a batch of one has none"):
+        TrainingConfig(batch_size=1)
+    with pytest.raises(ValueError, match="a batch of one has no in-batch negatives"):
+        in_batch_loss(torch.zeros(1, 1), torch.tensor([2]))
+    with pytest.raises(ValueError, match="1 training rows are too few for the objective 'in_batch'"):
+        new_trainer().fit(split.train[:1], progress=False)
+    assert TrainingConfig("pair_wise", batch_size=1).batch_size == 1
+
+
+def test_one_row_is_enough_with_drawn_negatives(new_trainer, split):
+    history = new_trainer(objective="list_wise").fit(split.train[:1], progress=False)
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_no_rows_are_refused(new_trainer, split):
+    with pytest.raises(ValueError, match="0 training rows"):
+        new_trainer(objective="point_wise").fit(split.train[:0], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"objective": "triplet"},
+            "unknown objective 'triplet'; choose from in_batch, list_wise, pair_wise",
+        ),
+        ({"sampler": "hard"}, r"unknown sampler 'hard'; choose from uniform, count\^0.75"),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine'; choose from one_cycle, constant"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"n_negatives": 0}, "n_negatives must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
+        ({"patience": 0}, "patience must be at least 1 epoch"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**change)
+
+
+def test_device_names():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_model_and_batches_on_two_devices_are_refused(data, recipe, batches):
+    model = build_model(data, recipe).to("meta")
+    with pytest.raises(ValueError, match="the model is on meta, the batches on cpu"):
+        Trainer(model, batches)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_weights_survive_saving_and_loading(fit, data, batches, split, recipe, tmp_path):
+    model = fit().model
+    save_weights(model, tmp_path / "model.safetensors")
+    loaded = load_weights(build_model(data, recipe, seed=9), tmp_path / "model.safetensors")
+    batch = batches(split.validation)
+    assert torch.equal(loaded(batch), model(batch))
+    assert not loaded.training
+    assert sum(t.shape == (data.n_items, recipe.dim) for t in load_file(tmp_path / "model.safetensors").values()) == 1
+    table = loaded.item_tower.embedding.tables["movie_id"]
+    assert loaded.user_tower.embedding.tables["history"] is table
+
+
+def test_another_shape_is_refused(fit, data, recipe, tmp_path):
+    save_weights(fit().model, tmp_path / "model.safetensors")
+    for other in (replace(recipe, dims=(32, 8)), replace(recipe, pooling="mean")):
+        with pytest.raises(ValueError, match="does not fit this model"):
+            load_weights(build_model(data, other), tmp_path / "model.safetensors")
+
+
+def test_missing_and_damaged_weights(new_trainer, tmp_path):
+    model, path = new_trainer().model, tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="train first, or check the path"):
+        load_weights(model, path)
+    save_weights(model, path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="damaged"):
+        load_weights(model, path)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(fit, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    fit(checkpoint=path)
+    with pytest.raises(ValueError, match="made with another epochs, learning_rate; delete it"):
+        fit(checkpoint=path, epochs=5, learning_rate=1e-3)
+
+
+def test_a_checkpoint_of_another_model_is_refused(fit, recipe, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    fit(checkpoint=path)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        fit(checkpoint=path, model_recipe=replace(recipe, dims=(32, 8)))
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text", "weights"])
+def test_a_damaged_checkpoint_gives_a_clear_error(fit, new_trainer, tmp_path, kind):
+    path = tmp_path / "checkpoint.safetensors"
+    fit(checkpoint=path)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "weights":  # a good file of another kind
+        save_weights(new_trainer().model, path)
+    else:
+        path.write_bytes(b"" if kind == "empty" else b"not a checkpoint at all" * 10)
+    trainer = new_trainer()
+    before = weights(trainer)
+    with pytest.raises(ValueError, match=r"damaged or no checkpoint of a Trainer .* delete it"):
+        trainer.load_checkpoint(path)
+    assert torch.equal(weights(trainer), before)
+
+
+def test_an_interrupted_write_leaves_the_old_checkpoint(fit, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    trainer = fit(checkpoint=path)
+    before = path.read_bytes()
+
+    def full_disk(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dssm_helpers.training.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        trainer.save_checkpoint(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# -- notebook 04 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_log_q", [False, True])
+@pytest.mark.parametrize("with_history", [False, True])
+def test_notebook_in_batch_softmax_agrees(with_log_q, with_history, generator):
+    ours = notebook_definitions("04", "in_batch_softmax")["in_batch_softmax"]
+    logits, items = torch.randn(12, 12, generator=generator), torch.randint(2, 9, (12,), generator=generator)
+    log_q = -3 * torch.rand(12, generator=generator) if with_log_q else None
+    history = torch.randint(0, 9, (12, 5), generator=generator) if with_history else None
+    expected = in_batch_loss(logits, items, log_q, history=history)
+    torch.testing.assert_close(ours(logits, items, log_q, history), expected)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[1:])
+def test_notebook_sampled_objectives_agree(objective, generator):
+    ours = notebook_definitions("04", objective)[objective]
+    positive, negative = torch.randn(8, generator=generator), torch.randn(8, 6, generator=generator)
+    hit = torch.rand(8, 6, generator=generator) < 0.2
+    torch.testing.assert_close(ours(positive, negative, hit), sampled_loss(objective, positive, negative, hit))
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "wrong"),
+    [
+        (
+            check_corrected_list_wise,
+            "corrected_list_wise",
+            lambda p, n, *_: sampled_loss("list_wise", p, n, n > 99),
+        ),
+        (check_chance_loss, "chance_loss", lambda batch_size, counts: math.log(batch_size)),
+        (check_should_stop, "should_stop", lambda scores, patience: len(scores) > patience),
+    ],
+)
+def test_exercise_checks_accept_the_solution_and_nothing_else(check, name, wrong, capsys, monkeypatch):
+    monkeypatch.delenv("DSSM_STRICT", raising=False)
+    solution = notebook_definitions("04", name)[name]
+    assert check(solution)
+    assert not check(wrong)
+    assert not check(lambda *_: None)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in printed] == ["✓", "✗", "✗"]

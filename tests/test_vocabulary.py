@@ -1,0 +1,127 @@
+"""Values to indices and back: 0 is padding, 1 is unknown, real values from 2."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import notebook_definitions
+
+from dssm_helpers.vocabulary import (
+    AGE_GROUPS,
+    FIRST,
+    PADDING,
+    UNKNOWN,
+    Vocabulary,
+    age_group,
+    load_vocabularies,
+    save_vocabularies,
+    zip_area,
+)
+
+
+@pytest.fixture(params=["integers", "text"])
+def vocabulary(request) -> Vocabulary:
+    values = [30, 10, 20, 10] if request.param == "integers" else ["b", "c", "a", "b"]
+    return Vocabulary.fit("column", values)
+
+
+def test_real_values_start_at_two(vocabulary):
+    assert (PADDING, UNKNOWN, FIRST) == (0, 1, 2)
+    assert vocabulary.encode(vocabulary.values).tolist() == [2, 3, 4]
+    assert len(vocabulary) == 5
+
+
+def test_round_trip_in_any_shape(vocabulary):
+    values = vocabulary.values[np.array([[0, 2], [1, 1]])]
+    indices = vocabulary.encode(values)
+    assert indices.shape == (2, 2)
+    assert indices.dtype == np.int64
+    assert vocabulary.decode(indices.ravel()) == values.ravel().tolist()
+
+
+def test_padding_and_unknown_decode_to_none(vocabulary):
+    assert vocabulary.decode([0, 1]) == [None, None]
+
+
+@pytest.mark.parametrize("values", [[15], [-1], [0], [10**18], [10**30], [None], [float("nan")]])
+def test_strange_numbers_are_unknown(values):
+    vocabulary = Vocabulary.fit("id", [10, 20, 30])
+    assert vocabulary.encode(values).tolist() == [UNKNOWN]
+    assert vocabulary.encode(np.array([10, *values, 30], dtype=object)).tolist() == [2, UNKNOWN, 4]
+
+
+@pytest.mark.parametrize("values", [["z"], [""], ["aa"], [None]])
+def test_strange_text_is_unknown(values):
+    assert Vocabulary.fit("letter", ["a", "b"]).encode(np.array(values, dtype=object)).tolist() == [UNKNOWN]
+
+
+def test_pandas_columns_encode_like_lists():
+    vocabulary = Vocabulary.fit("gender", pd.Series(["M", "F", "M"]))
+    assert vocabulary.encode(pd.Series(["F", "M", "X"])).tolist() == [2, 3, 1]
+
+
+def test_nothing_encodes_to_nothing(vocabulary):
+    assert vocabulary.encode([]).shape == (0,)
+
+
+@pytest.mark.parametrize(("fitted", "given"), [([1, 2], ["1"]), (["1", "2"], [1]), ([1, 2], np.array(["1"], object))])
+def test_text_for_numbers_is_refused(fitted, given):
+    with pytest.raises(ValueError, match="vocabulary 'id' holds"):
+        Vocabulary.fit("id", fitted).encode(given)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "non-empty"),
+        ([[1], [2]], None),
+        ([1.5, 2.5], "expected integers or text"),
+        ([1.0, float("nan")], "missing ids"),
+        (np.array(["a", None], dtype=object), "missing"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_hold(values, message):
+    if message is None:  # two-dimensional values are flattened by np.unique: that is fine
+        assert len(Vocabulary.fit("id", values)) == 4
+        return
+    with pytest.raises(ValueError, match=message):
+        Vocabulary.fit("id", values)
+
+
+def test_unsorted_values_are_refused():
+    with pytest.raises(ValueError, match="sorted and unique"):
+        Vocabulary("id", [2, 1])
+    with pytest.raises(ValueError, match="sorted and unique"):
+        Vocabulary("id", [1, 1])
+
+
+def test_saved_as_json_and_read_back(tmp_path):
+    path = tmp_path / "vocabularies.json"
+    saved = {"id": Vocabulary.fit("id", [3, 1]), "title": Vocabulary.fit("title", ["Amélie", "Åse"])}
+    save_vocabularies(saved, path)
+    assert json.loads(path.read_text(encoding="utf-8"))["title"] == ["Amélie", "Åse"]
+    loaded = load_vocabularies(path)
+    assert {n: v.values.tolist() for n, v in loaded.items()} == {n: v.values.tolist() for n, v in saved.items()}
+    assert loaded["id"].encode([3]).tolist() == [3]
+    assert [p.name for p in tmp_path.iterdir()] == ["vocabularies.json"]
+
+
+def test_age_groups_are_lower_bounds():
+    ages = np.arange(0, 100)
+    expected = [max((b for b in AGE_GROUPS if b <= age), default=AGE_GROUPS[0]) for age in ages]
+    assert age_group(ages).tolist() == expected
+
+
+def test_zip_area_is_three_characters():
+    assert zip_area(["85711", "V3N4P", "05201"]).tolist() == ["857", "V3N", "052"]
+
+
+def test_the_notebook_agrees():
+    encode_values = notebook_definitions("01", "encode_values")["encode_values"]
+    known = np.array([5, 7, 100, 2_000])
+    values = np.random.default_rng(0).integers(0, 2_100, 500)
+    values[:4] = known
+    assert np.array_equal(encode_values(known, values), Vocabulary("id", known).encode(values))
