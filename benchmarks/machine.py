@@ -130,6 +130,11 @@ def best_of(function: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
     return {"best": min(seconds), "median": median(seconds)}
 
 
+def room_for_another(spent: float, done: int, limit: float) -> bool:
+    """Whether one more round as long as the ``done`` before would end within ``limit``; the first always may."""
+    return done == 0 or spent * (done + 1) / done <= limit
+
+
 @contextmanager
 def step(title: str) -> Iterator[None]:
     """Print ``title`` at once and the seconds it took at the end."""

@@ -116,7 +116,9 @@ def main() -> None:
         print(f"{n_rows:,} training rows with a history; {dataset.item_num - 1:,} movies", flush=True)
 
         curve, best, trained, processor = [], {"hit@10": -1.0}, 0.0, 0.0
-        while trained < arguments.seconds and len(curve) - best.get("epoch", 0) < arguments.patience:
+        while shared.room_for_another(trained, len(curve), arguments.seconds):
+            if len(curve) - best.get("epoch", 0) >= arguments.patience:
+                break
             started, busy = time.perf_counter(), time.process_time()
             trainer._train_epoch(train, len(curve))
             trained, processor = trained + time.perf_counter() - started, processor + time.process_time() - busy

@@ -190,7 +190,7 @@ def quality(arguments: argparse.Namespace) -> dict:
             return scores
 
         curve, trained = [], 0.0
-        while trained < arguments.seconds and len(curve) < max(arguments.epochs):
+        while shared.room_for_another(trained, len(curve), arguments.seconds) and len(curve) < max(arguments.epochs):
             started = time.perf_counter()
             model.mode = None
             trainer.train_one_epoch(loader)

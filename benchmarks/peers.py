@@ -119,30 +119,33 @@ def saved_tables(name: str, n_ratings: int = 0) -> Path:
 
 
 def prep(run: Runner, arguments: argparse.Namespace) -> dict:
-    """Preparation of ml-100k and of a million generated ratings: seconds and peak memory."""
+    """Preparation of ml-100k and of a million generated ratings: seconds and peak memory.
+
+    The peer once with the three sampled negatives per positive of its example, once without any, as in-batch training
+    needs it. We draw negatives while training.
+    """
     tables = ("--tables", saved_tables("ml-100k"))
-    result = {"ml-100k": run.take_turns("prep", arguments.rounds, tables, tables)}
-    print("  the peer with its example's three sampled negatives per positive", flush=True)
-    result["ml-100k"]["theirs_with_3_negatives"] = run.rechub("prep", *tables, "--neg-ratio", 3)
+    result = run.take_turns("prep", arguments.rounds, tables, (*tables, "--neg-ratio", 3))
+    with shared.step("  the peer without negatives"):
+        result["theirs_without_negatives"] = run.rechub("prep", *tables)
 
     million = ("--tables", saved_tables("synthetic-1m", 1_000_000))
-    large: dict = {
-        "threads": run.threads,
-        "peer": RECHUB,
-        "rounds": 1,
-        "ours": run.ours("prep", *million),
-    }
+    large: dict = {"threads": run.threads, "peer": RECHUB, "rounds": 1, "ours": run.ours("prep", *million)}
+    for name, negatives in (("theirs", 3), ("theirs_without_negatives", 0)):
+        large[name] = _peer_prepares_a_million(run, million, negatives)
+    return {"ml-100k": result, "synthetic-1m": large}
+
+
+def _peer_prepares_a_million(run: Runner, tables: tuple[object, ...], negatives: int) -> dict:
+    """Measured if 14 GiB are free, else extrapolated from fewer ratings, and the result says which."""
     free = shared.available_memory()
     if free is None or free > 14 * GIB:
-        with shared.step("  the peer on a million ratings (a minute or more, about 10 GiB)"):
-            large["theirs"] = run.rechub("prep", *million)
-            large["how"] = "measured"
-    else:
-        with shared.step(f"  {free / GIB:.0f} GiB free are too few for the peer on a million: 300,000, times 10/3"):
-            theirs = run.rechub("prep", "--tables", saved_tables("synthetic-300k", 300_000))
-            large["theirs"] = theirs | {k: theirs[k] * 10 / 3 for k in ("seconds", "mib_above_imports")}
-            large["how"] = "extrapolated from 300,000 ratings, in proportion"
-    return result | {"synthetic-1m": large}
+        with shared.step(f"  the peer on a million ratings, {negatives} negatives (a minute, up to 12 GiB)"):
+            return run.rechub("prep", *tables, "--neg-ratio", negatives) | {"how": "measured"}
+    with shared.step(f"  {free / GIB:.0f} GiB free are too few for the peer on a million: 300,000, times 10/3"):
+        smaller = run.rechub("prep", "--tables", saved_tables("synthetic-300k", 300_000), "--neg-ratio", negatives)
+        scaled = {key: smaller[key] * 10 / 3 for key in ("seconds", "mib_above_imports")}
+        return smaller | scaled | {"how": "extrapolated from 300,000 ratings, in proportion"}
 
 
 def train(run: Runner, arguments: argparse.Namespace) -> dict:

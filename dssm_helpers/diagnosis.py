@@ -368,7 +368,7 @@ def _alignment(run: _Run) -> Iterator[Finding]:
             f"the scorer's scores correlate {agreement:+.2f} with the model's own, expected about 1",
             "its item vectors are in another order than the movie indices, or come from another model",
             "rebuild the item vectors from this model with row = movie index, or map rows to ids explicitly",
-            '06 · ANN retrieval',
+            '06 · ANN retrieval, "Break it"',
         )  # fmt: skip
 
 
@@ -470,8 +470,9 @@ def _temperature(run: _Run) -> Iterator[Finding]:
         )  # fmt: skip
     elif scale < 0.02:
         yield Finding(
-            "temperature_too_small", "warning", shown,
-            "the softmax is nearly a maximum: gradients come from one or two negatives per row and noise is learnt",
+            "temperature_too_small", "note", shown,
+            "the softmax is nearly a maximum: one or two negatives per row give all the gradient, and all cosines stay "
+            "close together, which a rounded (int8, product-quantised) index cannot afford",
             "try 0.05 to 0.2, chosen on validation",
             '03 · Two towers, "Temperature"',
         )  # fmt: skip
@@ -693,7 +694,7 @@ def _gap(run: _Run) -> Iterator[Finding]:
             return
     yield Finding(
         "train_validation_gap", "note", shown,
-        "training rows are always easier; the curve of validation says whether it is too much",
+        "none: a gap alone is no fault; the curve of validation says whether it is too much",
         "nothing while validation still rises",
         '04 · Training, "The trainer"',
     )  # fmt: skip

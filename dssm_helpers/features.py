@@ -84,7 +84,7 @@ def parse_pooling(pooling: str) -> tuple[str, float]:
         places = float(half_life or 3)
     except ValueError:
         places = -1.0
-    if kind not in POOLINGS or places <= 0 or (half_life and kind != "recency"):
+    if kind not in POOLINGS or not 0 < places < math.inf or (half_life and kind != "recency"):
         raise ValueError(
             f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}, or recency:H with a half-life H > 0"
         )
@@ -122,7 +122,7 @@ class Pooling(nn.Module):
         if self.kind == "max":
             lowest = torch.finfo(embedded.dtype).min
             highest = embedded.masked_fill(~mask.unsqueeze(-1), lowest)
-            empty = torch.full_like(highest[:, :1], lowest)  # so that a sequence of length 0 has something to reduce
+            empty = highest.new_full((highest.shape[0], 1, highest.shape[2]), lowest)  # for sequences of length 0
             highest = torch.cat([highest, empty], dim=1).amax(dim=1)
             return torch.where(mask.any(dim=1, keepdim=True), highest, torch.zeros_like(highest))
         if self.kind == "recency":

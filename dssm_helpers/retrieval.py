@@ -92,7 +92,9 @@ def load_index(path: str | Path, **connection: Any) -> Index:
             raise ValueError(f"{path}: {file} is not what was saved (altered or damaged); build the index again")
     kind = _backend(name)
     if connection and not set(connection) <= set(kind.CONNECTION):
-        raise ValueError(f"a {name} index takes {kind.CONNECTION or 'no connection'}, got {sorted(connection)}")
+        raise ValueError(
+            f"a {name} index takes {', '.join(kind.CONNECTION) or 'no connection'}, got {sorted(connection)}"
+        )
     index = kind.__new__(kind)
     index.options, index.dim = {**kind.DEFAULTS, **options, **connection}, dim
     index._read(path)
@@ -555,7 +557,7 @@ class MilvusIndex(Index):
     TUNABLE = ("ef", "nprobe")
     CONNECTION = ("uri", "token")
     LIMIT = 16_384  # Milvus returns no more than this
-    _MADE_HERE = "item vectors of dssm_helpers"
+    _ID, _VECTOR = "item_id", "item_vector"
 
     @property
     def _external(self) -> bool:
@@ -568,16 +570,16 @@ class MilvusIndex(Index):
         self._connect()
         metric = "COSINE" if self.options["normalize"] else "IP"
         index = self._client.prepare_index_params()
-        index.add_index(
-            "vector", index_type=self.options["index_type"], metric_type=metric, params=self._build_params()
-        )
+        # Nested, because pymilvus sends a flat dict key by key, which a server reads and Milvus Lite overlooks.
+        params = {"params": self._build_params()}
+        index.add_index(self._VECTOR, index_type=self.options["index_type"], metric_type=metric, params=params)
         if self._client.has_collection(name):
             self._check_ours(metric)
             stale = np.setdiff1d(self._stored_ids(), self.ids)
         else:
-            schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False, description=self._MADE_HERE)
-            schema.add_field("id", milvus.DataType.INT64, is_primary=True)
-            schema.add_field("vector", milvus.DataType.FLOAT_VECTOR, dim=self.dim)
+            schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field(self._ID, milvus.DataType.INT64, is_primary=True)
+            schema.add_field(self._VECTOR, milvus.DataType.FLOAT_VECTOR, dim=self.dim)
             self._client.create_collection(name, schema=schema, consistency_level="Strong")
             stale = []
         self._upsert(vectors, self.ids)
@@ -606,11 +608,9 @@ class MilvusIndex(Index):
 
     def _check_ours(self, metric: str) -> None:
         name = self.options["collection"]
-        found = self._client.describe_collection(name)
-        if found.get("description") != self._MADE_HERE:
-            raise ValueError(
-                f"collection {name!r} was not made here; choose another collection=, this one stays as it is"
-            )
+        fields = {field["name"] for field in self._client.describe_collection(name)["fields"]}
+        if fields != {self._ID, self._VECTOR}:
+            raise ValueError(f"collection {name!r} was not made here and stays as it is; choose another collection=")
         indexes = self._client.list_indexes(name)
         has = self._client.describe_index(name, indexes[0])["metric_type"] if indexes else metric
         if (self._stored_dim(), has) != (self.dim, metric):
@@ -623,7 +623,7 @@ class MilvusIndex(Index):
         step = max(1, 2**22 // self.dim)  # 16 MB a request, well below the server's limit
         for start in range(0, len(ids), step):
             rows = slice(start, start + step)
-            items = [{"id": i, "vector": v} for i, v in zip(ids[rows].tolist(), vectors[rows], strict=True)]
+            items = [{self._ID: i, self._VECTOR: v} for i, v in zip(ids[rows].tolist(), vectors[rows], strict=True)]
             self._client.upsert(self.options["collection"], items)
 
     def _stored_ids(self) -> np.ndarray:
@@ -632,11 +632,14 @@ class MilvusIndex(Index):
         logger.setLevel(logging.ERROR)  # Lite has no snapshots for iterators and warns about it
         try:
             pages = self._client.query_iterator(
-                self.options["collection"], filter="id >= 0", output_fields=["id"], batch_size=self.LIMIT // 2
+                self.options["collection"],
+                filter=f"{self._ID} >= 0",
+                output_fields=[self._ID],
+                batch_size=self.LIMIT // 2,
             )
             ids: list[int] = []
             while page := pages.next():
-                ids += [row["id"] for row in page]
+                ids += [row[self._ID] for row in page]
             pages.close()
         finally:
             logger.setLevel(level)
@@ -654,13 +657,13 @@ class MilvusIndex(Index):
             answers = self._client.search(
                 self.options["collection"],
                 data=list(queries[start : start + 1024]),
-                anns_field="vector",
+                anns_field=self._VECTOR,
                 limit=n,
                 search_params={"params": params},
-                output_fields=["id"],
+                output_fields=[self._ID],
             )
             for row, hits in enumerate(answers, start):
-                ids[row, : len(hits)] = [hit["id"] for hit in hits]
+                ids[row, : len(hits)] = [hit[self._ID] for hit in hits]
                 scores[row, : len(hits)] = [hit["distance"] for hit in hits]
         return ids, scores
 
@@ -699,7 +702,7 @@ class MilvusIndex(Index):
 
     def _stored_dim(self) -> int:
         fields = self._client.describe_collection(self.options["collection"])["fields"]
-        return next((int(f["params"]["dim"]) for f in fields if f["name"] == "vector"), 0)
+        return next((int(f["params"]["dim"]) for f in fields if f["name"] == self._VECTOR), 0)
 
     def close(self) -> None:
         self._client.close()

@@ -245,8 +245,9 @@ class Recommender:
         Args:
             uri: search in Milvus: a file name ending in ``.db`` for Milvus Lite, or the address of a server or
                 cluster, ``"http://host:19530"``. The collection is named after the bundle's item vectors, so vectors
-                of another model never meet this user tower. It is filled from the bundle where a bundle with
-                ``backend="milvus"`` has not filled it already. Default: the index in the bundle.
+                of another model never meet this user tower. A bundle exported with ``backend="milvus"`` connects to
+                it and fills it only if it is not there; any other bundle sets it to its own movies at every load.
+                Default: the index in the bundle.
             token: ``"user:password"`` or an API key for that server.
 
         Raises:

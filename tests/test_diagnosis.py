@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import notebook_paths
 from torch import nn
 
+from dssm_helpers import diagnosis
 from dssm_helpers.data import EncodedData, Split
 from dssm_helpers.diagnosis import SEVERITIES, Diagnosis, Finding, diagnose
 from dssm_helpers.evaluation import TwoTowerScorer, top_k
@@ -204,9 +209,17 @@ def test_temperature_ignored(data: EncodedData, split: Split):
     assert "divided by 1" in found[0].evidence
 
 
-@pytest.mark.parametrize(("temperature", "name"), [(1.0, "temperature_too_large"), (0.005, "temperature_too_small")])
-def test_temperature_out_of_range(data: EncodedData, split: Split, temperature: float, name: str):
-    assert first(Run(data, split, recipe=replace(RECIPE, temperature=temperature)).diagnose()) == name
+def test_temperature_too_large(data: EncodedData, split: Split):
+    found = Run(data, split, recipe=replace(RECIPE, temperature=1.0)).diagnose()
+    assert first(found) == "temperature_too_large"
+    floor = np.log1p(63 * np.exp(-2))  # a perfect model among the 64 movies of a batch
+    assert f"cannot fall below {floor:.2f}" in found[0].evidence
+
+
+def test_temperature_too_small_is_noted(data: EncodedData, split: Split):
+    found = Run(data, split, recipe=replace(RECIPE, temperature=0.005)).diagnose()
+    assert "temperature_too_small" in names(found)
+    assert "collapsed_vectors" not in names(found)
 
 
 def test_no_normalisation(data: EncodedData, split: Split):
@@ -296,3 +309,15 @@ def test_the_report_puts_the_worst_first_and_reads_as_a_table(data: EncodedData,
     rows = found._repr_markdown_().splitlines()
     assert sum(row.startswith("| critical") for row in rows) == order.count(0)
     assert all(getattr(finding, part) for finding in found for part in Finding.__annotations__)
+
+
+def test_every_section_named_is_in_the_notebooks():
+    source = Path(diagnosis.__file__).read_text(encoding="utf-8")
+    named = re.findall(r"'(\d\d) · [^\"']+, \"([^\"]+)\"'", source)
+    assert len(named) > 20
+    headings = {}
+    for path in notebook_paths():
+        cells = nbformat.read(path, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        headings[path.stem[:2]] = " ".join(re.findall(r"^#+ (.+)$", text, re.M))
+    assert not [(number, title) for number, title in named if title not in headings[number]]

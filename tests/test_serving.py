@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, notebook_definitions
 
-from dssm_helpers import serving
+from dssm_helpers import checks, serving
 from dssm_helpers.data import EncodedData, Split
 from dssm_helpers.evaluation import TwoTowerScorer, top_k
 from dssm_helpers.features import default_features
@@ -40,6 +42,15 @@ def model(data: EncodedData) -> DSSM:
 @pytest.fixture(scope="module")
 def bundle(model: DSSM, data: EncodedData, split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_bundle(tmp_path_factory.mktemp("serving") / "bundle", model, data, split.train)
+
+
+@pytest.fixture
+def quick_export(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export the same model again without running the exporter again."""
+    monkeypatch.setattr(
+        "dssm_helpers.onnx_export.export_onnx",
+        lambda model, path, part: shutil.copyfile(bundle / f"{part}_tower.onnx", path),
+    )
 
 
 @pytest.fixture
@@ -120,7 +131,8 @@ def test_demographics_of_a_known_user_are_filled_in_and_can_be_overridden(recomm
     }
     ages = data.vocabularies["age"]
     assert recommender.encode({"user_id": 1, "age": 29}).batch["age"][0] == ages.encode([25])[0]
-    assert recommender.encode({"user_id": 1}).batch == pytest.approx(batch)
+    again = recommender.encode({"user_id": 1}).batch
+    assert {name: ids.tolist() for name, ids in again.items()} == {name: ids.tolist() for name, ids in batch.items()}
 
 
 def test_an_integer_zip_keeps_its_leading_zeros(recommender, data):
@@ -170,6 +182,7 @@ def test_bad_requests_are_refused_with_a_reason(recommender, arguments, message)
         recommender.recommend(**arguments)
 
 
+@pytest.mark.usefixtures("quick_export")
 def test_a_title_with_two_ids_stands_for_the_more_rated_and_excludes_both(model, data, split, tmp_path):
     counts = data.item_counts(split.train)
     rare, common = sorted((5, 9), key=lambda item: counts[item])
@@ -214,6 +227,7 @@ def test_another_format_a_damaged_manifest_or_no_bundle_is_refused(bundle, tmp_p
         Recommender.load(tmp_path / "nowhere")
 
 
+@pytest.mark.usefixtures("quick_export")
 def test_a_failed_export_leaves_the_good_bundle(bundle, model, data, split, tmp_path):
     copy = copy_of(bundle, tmp_path)
     with pytest.raises(ValueError, match="unknown backend"):
@@ -250,6 +264,7 @@ def test_a_bundle_answers_where_torch_and_pandas_cannot_be_imported(bundle, reco
 # -- other backends ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize(
     ("backend", "library", "options"),
     [
@@ -282,6 +297,24 @@ def test_any_bundle_is_served_from_milvus_by_uri(bundle, recommender, data, spli
     for position in split.test[:5]:
         request = raw_request(data, position)
         assert lite.recommend(*request).movie_ids == recommender.recommend(*request).movie_ids
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_a_milvus_bundle_fills_its_collection_once_and_elsewhere_only_if_missing(
+    recommender, model, data, split, tmp_path, monkeypatch
+):
+    pytest.importorskip("milvus_lite")
+    fills = []
+    build = serving.build_index
+    monkeypatch.setattr(
+        serving, "build_index", lambda *a, **options: fills.append(options["uri"]) or build(*a, **options)
+    )
+    here, there = str(tmp_path / "here.db"), str(tmp_path / "there.db")
+    path = export_bundle(tmp_path / "bundle", model, data, split.train, backend="milvus", uri=here)
+    expected = recommender.recommend(1, [2, 3]).movie_ids
+    for uri in (None, here, there):
+        assert Recommender.load(path, uri=uri).recommend(1, [2, 3]).movie_ids == expected
+    assert fills == [here, there]
 
 
 def test_uri_and_token_reach_a_server(bundle, monkeypatch):
@@ -346,6 +379,7 @@ def test_unknown_genres_and_years_count_as_unknown(recommender):
     assert recommender.item_vector("Nonsense", 1700) == pytest.approx(recommender.item_vector(["?"], 3000), abs=1e-6)
 
 
+@pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize(("backend", "options"), [("exact", {}), ("faiss", {"kind": "flat"})])
 def test_readers_are_undisturbed_while_movies_are_added(model, data, split, tmp_path, backend, options):
     if backend == "faiss":
@@ -390,3 +424,61 @@ def test_the_notebook_builds_the_same(recommender, data, split):
         answer = recommender.recommend(user_id, history, k=5)
         assert answer.movie_ids == ids
         assert answer.scores == pytest.approx(scores, abs=1e-5)
+
+
+def test_the_form_appears_only_where_somebody_can_click(recommender, monkeypatch):
+    pytest.importorskip("ipywidgets")
+    notebook = notebook_definitions("09", "live_front_end", "form")
+    for asked, session, expected in (
+        (None, None, False),
+        (None, "lab", True),
+        ("0", "lab", False),
+        ("1", None, True),
+    ):
+        for name, value in (("DSSM_WIDGETS", asked), ("JPY_SESSION_NAME", session)):
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        assert notebook["live_front_end"]() is expected
+    notebook["recommender"] = recommender
+    titles = list(recommender.titles.values())[:5]
+    assert notebook["form"](titles).kwargs == {"films": tuple(titles[:2])}
+
+
+WRONG_ANSWERS = {
+    "check_keep_unseen": (
+        lambda ids, scores, seen, k: ([i for i in ids[:k] if i not in seen], scores[:k]),
+        lambda ids, scores, seen, k: ([i for i in ids if i not in seen][:k], scores[:k]),
+        lambda ids, scores, seen, k: None,
+    ),
+    "check_swap": (
+        lambda live, load, try_out: live.update(now=load()) or try_out(live["now"]),
+        lambda live, load, try_out: bool(try_out(load())),
+        lambda live, load, try_out: False,
+    ),
+    "check_shards_needed": (
+        lambda n, size, gib, replicas: -(-n * size * replicas // (gib * 2**30)),
+        lambda n, size, gib, replicas: n * size / (gib * 2**30) * replicas,
+        lambda n, size, gib, replicas: -(-n * size // (gib * 10**9)) * replicas,
+    ),
+    "check_guard": (
+        lambda name, ids, size: None,
+        lambda name, ids, size: ids.max() < size or [][0],
+    ),
+    "check_quantise_rows": (
+        lambda table: (np.round(table / np.abs(table).max() * 127).astype(np.int8), np.abs(table).max() / 127),
+        lambda table: ((table / (np.abs(table).max(1) / 127)[:, None]).astype(np.int8), np.abs(table).max(1) / 127),
+    ),
+    "check_mean_errors": (lambda table: (0.0, 0.0), lambda table: None),
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"), [(name, answer) for name, answers in WRONG_ANSWERS.items() for answer in answers]
+)
+def test_wrong_answers_to_the_exercises_get_a_hint(check, answer, monkeypatch, capsys):
+    monkeypatch.delenv("DSSM_STRICT", raising=False)
+    with np.errstate(all="ignore"):
+        assert getattr(checks, check)(answer) is False
+    assert capsys.readouterr().out.startswith("✗")

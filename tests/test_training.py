@@ -100,6 +100,17 @@ def test_in_batch_loss_against_a_naive_loop(with_log_q, mask, with_history, smoo
     assert loss == pytest.approx(naive_in_batch(logits, items.tolist(), log_q, lists, mask, smoothing), rel=1e-5)
 
 
+def test_rows_of_a_larger_batch_give_the_same_loss(generator):
+    logits, items = torch.randn(6, 6, generator=generator), torch.tensor([2, 3, 2, 4, 3, 5])
+    log_q, history = -torch.rand(6, generator=generator), torch.randint(0, 6, (6, 3), generator=generator)
+    halves = [
+        in_batch_loss(logits[rows], items, log_q, history=history[rows], label_smoothing=0.1, first=rows.start)
+        for rows in (slice(0, 3), slice(3, 6))
+    ]
+    whole = in_batch_loss(logits, items, log_q, history=history, label_smoothing=0.1)
+    torch.testing.assert_close(torch.stack(halves).mean(), whole)
+
+
 def test_masked_columns_get_no_gradient(generator):
     logits = torch.randn(4, 4, generator=generator, requires_grad=True)
     items, history = torch.tensor([2, 3, 2, 4]), torch.tensor([[0], [4], [0], [0]])

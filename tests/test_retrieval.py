@@ -1,0 +1,638 @@
+"""Indexes: every backend against exact search, bad input, saving, Milvus, and an Annoy that lies."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, notebook_definitions
+
+from dssm_helpers import checks, retrieval
+from dssm_helpers.retrieval import build_index, enlarge, load_index, measure, recall
+
+N, DIM = 300, 16
+EXHAUSTIVE = {  # settings under which the answer must be the exact one
+    "exact": {"backend": "exact"},
+    "annoy": {"backend": "annoy", "search_k": 10**6},
+    "flat": {"backend": "faiss", "kind": "flat"},
+    "ivf": {"backend": "faiss", "kind": "ivf", "nprobe": 10**4},
+    "hnsw": {"backend": "faiss", "kind": "hnsw", "efSearch": N},
+    "milvus": {"backend": "milvus", "ef": N},
+}
+LOSSY = {"sq8": {"backend": "faiss", "kind": "sq8"}, "ivfpq": {"backend": "faiss", "kind": "ivfpq", "nprobe": 10**4}}
+HASTY = {  # settings that look at far too little
+    "annoy": {"backend": "annoy", "n_trees": 1, "search_k": 1},
+    "ivf": {"backend": "faiss", "kind": "ivf", "nlist": 60, "nprobe": 1},
+    "hnsw": {"backend": "faiss", "kind": "hnsw", "M": 2, "efConstruction": 2, "efSearch": 1},
+}
+
+
+def cases(options: dict[str, dict]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("options", options.values(), ids=options.keys())
+
+
+every_backend = cases(EXHAUSTIVE)
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(N, DIM)).astype(np.float32)
+
+
+@pytest.fixture
+def ids(rng: np.random.Generator) -> np.ndarray:
+    """Neither row numbers nor sorted."""
+    return 50 + 7 * rng.permutation(N)
+
+
+@pytest.fixture
+def queries(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(9, DIM))
+
+
+@pytest.fixture
+def built(request: pytest.FixtureRequest):
+    """``build_index`` whose indexes are closed after the test."""
+    indexes = []
+
+    def build(*args, **options):
+        indexes.append(build_index(*args, **options))
+        return indexes[-1]
+
+    yield build
+    for index in indexes:
+        index.close()
+
+
+def by_hand(vectors: np.ndarray, ids: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All ids and cosines, best first, written out with none of the code under test."""
+    unit = [v / np.sqrt((np.asarray(v, dtype=np.float64) ** 2).sum()) for v in vectors]
+    cosines = np.array([[float(np.dot(q / np.sqrt((q**2).sum()), v)) for v in unit] for q in queries])
+    order = np.argsort(-cosines, axis=1)
+    return ids[order], np.take_along_axis(cosines, order, axis=1)
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+@every_backend
+def test_equals_search_by_hand(built, vectors, ids, queries, options):
+    index = built(vectors, ids, **options)
+    expected_ids, expected_scores = by_hand(vectors, ids, queries)
+    found, scores = index.search(queries, 10)
+    assert (found.dtype, scores.dtype, found.shape) == (np.int64, np.float32, (len(queries), 10))
+    assert (found == expected_ids[:, :10]).all()
+    np.testing.assert_allclose(scores, expected_scores[:, :10], atol=1e-5)
+    assert (len(index), index.dim, index.backend) == (N, DIM, options["backend"])
+    assert sorted(index.ids) == sorted(ids)
+    assert index.nbytes > N * DIM * 4
+
+
+@every_backend
+def test_one_query_is_a_batch_of_one(built, vectors, ids, queries, options):
+    index = built(vectors, ids, **options)
+    found, scores = index.search(queries[0], 5)
+    again, _ = index.search(queries[:1], 5)
+    assert found.shape == scores.shape == (1, 5)
+    assert (found == again).all()
+
+
+@every_backend
+def test_layout_and_precision_do_not_matter(built, vectors, ids, queries, options):
+    plain = built(vectors, ids, **options).search(queries, 10)[0]
+    strange = np.asfortranarray(np.repeat(vectors, 2, axis=1).astype(np.float64) * 30)[:, ::2]
+    assert not strange.flags.c_contiguous
+    assert (built(strange, ids.astype(np.int32), **options).search(np.asfortranarray(queries), 10)[0] == plain).all()
+
+
+@cases(LOSSY)
+def test_compressed_indexes_find_most(built, rng, options):
+    vectors = enlarge(by_unit(rng.normal(size=(40, DIM))), 600)
+    index, exact = built(vectors, **options), built(vectors)
+    found, expected = index.search(vectors[:50], 10)[0], exact.search(vectors[:50], 10)[0]
+    assert recall(found, expected) > 0.7
+    assert index.nbytes < exact.nbytes
+
+
+def by_unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "dials"),
+    [
+        ({"backend": "annoy", "n_trees": 5}, [{"search_k": k} for k in (10, 300, 10_000)]),
+        ({"backend": "faiss", "kind": "ivf", "nlist": 50}, [{"nprobe": p} for p in (1, 8, 50)]),
+        ({"backend": "faiss", "kind": "hnsw", "M": 4}, [{"efSearch": e} for e in (10, 50, 1000)]),
+    ],
+    ids=["annoy", "ivf", "hnsw"],
+)
+def test_more_effort_finds_more(built, rng, options, dials):
+    vectors, queries = rng.normal(size=(2000, DIM)), rng.normal(size=(50, DIM))
+    expected, _ = built(vectors).search(queries, 10)
+    index = built(vectors, **options)
+    recalls = [recall(index.tune(**dial).search(queries, 10)[0], expected) for dial in dials]
+    assert recalls[0] < recalls[1] < recalls[2]
+    assert recalls[2] > 0.99
+
+
+def test_without_normalising_the_inner_product_prefers_long_vectors(built):
+    vectors = np.array([[1.0, 0.0], [5.0, 5.0]])  # the first points at the query, the second is long
+    query = np.array([1.0, 0.1])
+    assert built(vectors).search(query, 1)[0].item() == 0
+    for options in ({"backend": "exact"}, {"backend": "faiss", "kind": "flat"}, {"backend": "milvus"}):
+        found, scores = built(vectors, **options, normalize=False).search(query, 1)
+        assert found.item() == 1
+        assert scores.item() == pytest.approx(5.5)
+
+
+# -- exclusion --------------------------------------------------------------------------------------------------------
+
+
+@every_backend
+def test_exclude_never_loses_results(built, vectors, ids, queries, options):
+    index = built(vectors, ids, **options)
+    order, _ = by_hand(vectors, ids, queries)
+    # the best ones, none, all but five, the worst ones, ids that are not there
+    seen = [order[0, :20], None, set(order[2, 5:].tolist()), order[3, 100:].tolist(), [3, 10**9]]
+    found, scores = index.search(queries[:5], 5, exclude=seen)
+    for row, excluded in enumerate(seen):
+        expected = order[row][~np.isin(order[row], [] if excluded is None else list(excluded))][:5]
+        assert (found[row] == expected).all(), row
+    assert np.isfinite(scores).all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_exclude_fetches_as_many_more_and_no_more(built, vectors, ids, queries, monkeypatch):
+    index, calls = built(vectors, ids), []
+    real = index._search
+    monkeypatch.setattr(
+        index, "_search", lambda q, n, exhaustive: calls.append((n, exhaustive)) or real(q, n, exhaustive)
+    )
+    order, _ = by_hand(vectors, ids, queries)
+    index.search(queries[:2], 5, exclude=[order[0, :20], order[1, :8]])
+    assert calls == [(25, False)]
+
+
+@cases(HASTY)
+def test_a_hasty_index_still_returns_k_unseen(built, vectors, ids, queries, options):
+    index = built(vectors, ids, **options)
+    order, _ = by_hand(vectors, ids, queries)
+    seen = [row[:250] for row in order]
+    found, scores = index.search(queries, 50, exclude=seen)
+    assert np.isfinite(scores).all()
+    for row in range(len(queries)):
+        assert set(found[row]) == set(order[row, 250:])
+
+
+@every_backend
+def test_a_single_query_takes_its_ids_directly(built, vectors, ids, queries, options):
+    index = built(vectors, ids, **options)
+    best = index.search(queries[0], 3)[0][0]
+    for exclude in (best, best.tolist(), set(best.tolist()), [best]):
+        assert not np.isin(index.search(queries[0], 3, exclude=exclude)[0], best).any()
+
+
+@every_backend
+def test_too_few_left_is_an_error_or_padding(built, vectors, ids, queries, options):
+    index = built(vectors[:6], ids[:6], **options)
+    with pytest.raises(ValueError, match=r"k=7, but only 6 of 6 items are left"):
+        index.search(queries, 7)
+    with pytest.raises(ValueError, match=r"only 0 of 6 items are left for query 1"):
+        index.search(queries[:2], 1, exclude=[[], ids[:6]])
+    found, scores = index.search(queries[:2], 8, exclude=[ids[:4], ids[:6]], allow_fewer=True)
+    assert set(found[0, :2]) == set(ids[4:6])
+    assert np.isfinite(scores[0, :2]).all()
+    assert (found[0, 2:] == -1).all()
+    assert (found[1] == -1).all()
+    assert (scores[1] == -np.inf).all()
+
+
+def test_exclude_needs_one_entry_per_query(built, vectors, queries):
+    with pytest.raises(ValueError, match="exclude has 2 entries for 9 queries"):
+        built(vectors).search(queries, 3, exclude=[[1], [2]])
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v, i: (np.where(np.arange(DIM) == 3, np.nan, v), i), "NaN or infinity in 300 rows"),
+        (lambda v, i: (np.where(v == v[7, 0], np.inf, v), i), "NaN or infinity in 1 rows, first row 7"),
+        (lambda v, i: (np.where(v == v[7, 0], 1e300, v.astype(np.float64)), i), "first row 7"),
+        (lambda v, i: (v * (np.arange(N) != 4)[:, None], i), "row 4 has length zero"),
+        (lambda v, i: (v[0], i), r"array \[n, D\], got shape \(16,\)"),
+        (lambda v, i: (v[None], i), "got shape"),
+        (lambda v, i: (v[:, :0], i), "no dimensions"),
+        (lambda v, i: (v[:0], []), "nothing to index"),
+        (lambda v, i: ([["a", "b"]], [1]), "must be numbers"),
+        (lambda v, i: (v, i[:-1]), r"300 vectors need 300 ids, got shape \(299,\)"),
+        (lambda v, i: (v, np.where(i == i[0], i[1], i)), "unique; 1 repeat"),
+        (lambda v, i: (v, i.astype(float)), "whole numbers, got float64"),
+        (lambda v, i: (v, i - 1000), "negative"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["exact", "annoy", "faiss", "milvus"])
+def test_bad_vectors_and_ids_are_named(vectors, ids, change, message, backend):
+    bad_vectors, bad_ids = change(vectors, ids)
+    with pytest.raises(ValueError, match=message):
+        build_index(bad_vectors, bad_ids, backend=backend)
+
+
+@every_backend
+def test_bad_queries_are_named(built, vectors, ids, queries, options):
+    index = built(vectors, ids, **options)
+    with pytest.raises(ValueError, match="queries have 15 dimensions, the index has 16"):
+        index.search(queries[:, :15], 3)
+    with pytest.raises(ValueError, match="queries hold NaN or infinity in 1 rows, first row 2"):
+        index.search(np.where(queries == queries[2, 2], np.nan, queries), 3)
+    for k in (0, -1):
+        with pytest.raises(ValueError, match="k must be at least 1"):
+            index.search(queries, k)
+    assert index.search(np.empty((0, DIM)), 3)[0].shape == (0, 3)
+
+
+def test_unknown_names_list_what_there_is(vectors):
+    with pytest.raises(ValueError, match="unknown backend 'scann'; choose one of exact, annoy, faiss, milvus"):
+        build_index(vectors, backend="scann")
+    with pytest.raises(ValueError, match=r"annoy has no option \['trees'\]; it knows .*n_trees"):
+        build_index(vectors, backend="annoy", trees=3)
+    with pytest.raises(ValueError, match="choose one of flat, ivf, hnsw, ivfpq, sq8"):
+        build_index(vectors, backend="faiss", kind="lsh")
+    with pytest.raises(ValueError, match="cannot change after building"):
+        build_index(vectors).tune(nprobe=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "ivfpq", "m": 5}, "m=5 codes do not divide 16"),
+        ({"kind": "ivfpq", "nbits": 9}, "nbits=9 needs 512 "),
+        ({"kind": "ivf", "nlist": 301}, "nlist=301 cells for 300 vectors"),
+    ],
+)
+def test_faiss_settings_that_cannot_work(vectors, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_index(vectors, backend="faiss", **options)
+
+
+@pytest.mark.parametrize(
+    ("backend", "module", "command"),
+    [
+        ("annoy", "annoy", "pip install annoy"),
+        ("faiss", "faiss", "pip install faiss-cpu"),
+        ("milvus", "pymilvus", "pip install pymilvus milvus-lite"),
+        ("milvus", "milvus_lite", "pip install pymilvus milvus-lite"),
+    ],
+)
+def test_a_missing_library_names_the_command(monkeypatch, vectors, backend, module, command):
+    real = retrieval.importlib.import_module
+
+    def absent(name: str):
+        if name == module:
+            raise ImportError(name)
+        return real(name)
+
+    monkeypatch.setattr(retrieval.importlib, "import_module", absent)
+    with pytest.raises(ImportError, match=command):
+        build_index(vectors, backend=backend)
+
+
+def test_needs_numpy_alone():
+    script = (
+        "import sys, numpy as np\n"
+        "from dssm_helpers.retrieval import build_index\n"
+        "build_index(np.eye(4)).search(np.eye(4), 2)\n"
+        "heavy = {'torch', 'pandas', 'annoy', 'faiss', 'pymilvus', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+# -- adding -----------------------------------------------------------------------------------------------------------
+
+
+UPDATABLE = {name: o for name, o in EXHAUSTIVE.items() if name not in ("annoy", "hnsw")}
+
+
+@cases(UPDATABLE)
+def test_upsert_replaces_and_appends(built, vectors, ids, queries, options):
+    index = built(vectors, ids, **options)
+    new_ids = np.array([ids[5], 9999, ids[9]])
+    for _ in range(2):  # twice the same is the same as once
+        index.add(np.stack([-vectors[5], vectors[:5].sum(0), vectors[9]]), new_ids)
+    assert len(index) == N + 1
+    changed = vectors.copy()
+    changed[5] = -vectors[5]
+    changed, all_ids = np.vstack([changed, vectors[:5].sum(0)]), np.append(ids, 9999)
+    assert sorted(index.ids) == sorted(all_ids)
+    expected, _ = by_hand(changed, all_ids, queries)
+    assert (index.search(queries, 10)[0] == expected[:, :10]).all()
+    assert index.search(-vectors[5], 1)[0].item() == ids[5]
+
+
+@every_backend
+def test_a_refused_upsert_changes_nothing(built, vectors, ids, queries, options):
+    index = built(vectors, ids, **options)
+    before = index.search(queries, 10)[0]
+    for bad in (np.full((1, DIM), np.nan), np.ones((1, DIM + 1)), np.zeros((1, DIM))):
+        with pytest.raises(ValueError, match=r"NaN|dimensions|length zero"):
+            index.add(bad, [1])
+    with pytest.raises(ValueError, match="unique"):
+        index.add(vectors[:2], [1, 1])
+    assert len(index) == N
+    assert (index.search(queries, 10)[0] == before).all()
+
+
+def test_what_cannot_be_updated_says_so(built, vectors, ids):
+    with pytest.raises(ValueError, match="read-only once built; call build_index again"):
+        built(vectors, ids, backend="annoy").add(vectors[:1], [1])
+    graph = built(vectors, ids, backend="faiss", kind="hnsw")
+    with pytest.raises(ValueError, match=rf"cannot replace a vector \(1 ids exist already, first {ids[0]}\)"):
+        graph.add(vectors[:1], [ids[0]])
+    graph.add(-vectors[:1], [1])  # a new one is fine
+    assert graph.search(-vectors[0], 1)[0].item() == 1
+
+
+# -- saving -----------------------------------------------------------------------------------------------------------
+
+
+@cases({**EXHAUSTIVE, **LOSSY})
+def test_saved_and_loaded_answers_the_same(built, vectors, ids, queries, options, tmp_path):
+    index = built(vectors, ids, **options)
+    index.save(tmp_path / "index")
+    loaded = load_index(tmp_path / "index")
+    for one, other in zip(index.search(queries, 10), loaded.search(queries, 10), strict=True):
+        assert (one == other).all()
+    assert sorted(loaded.ids) == sorted(ids)
+    assert loaded.options == index.options
+    loaded.save(tmp_path / "index")  # onto itself
+    loaded.close()
+    again = load_index(tmp_path / "index")
+    assert (again.search(queries, 10)[0] == index.search(queries, 10)[0]).all()
+    again.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["index"]  # nothing temporary is left
+
+
+@every_backend
+def test_altered_and_missing_files_are_named(built, vectors, ids, options, tmp_path):
+    built(vectors, ids, **options).save(tmp_path / "index")
+    for file in json.loads((tmp_path / "index" / "index.json").read_text())["sha256"]:
+        whole = tmp_path / "index" / file
+        target = whole if whole.is_file() else max(whole.rglob("*.parquet"))
+        content = target.read_bytes()
+        target.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ValueError, match=rf"{file} is not what was saved"):
+            load_index(tmp_path / "index")
+        target.write_bytes(content)
+        whole.rename(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match=rf"{file} is missing"):
+            load_index(tmp_path / "index")
+        (tmp_path / "elsewhere").rename(whole)
+    load_index(tmp_path / "index").close()
+
+
+@every_backend
+def test_another_version_or_dimension_is_refused(built, vectors, ids, options, tmp_path):
+    built(vectors, ids, **options).save(tmp_path / "index")
+    note_path = tmp_path / "index" / "index.json"
+    note = json.loads(note_path.read_text())
+    for change, message in (
+        ({"version": 99}, "format version 99, expected 1"),
+        ({"dim": DIM + 1}, f"index.json says {DIM + 1} dimensions, the vectors have {DIM}"),
+        ({"n": 7}, "index.json says 7 items, there are 300"),
+        ({"backend": "scann"}, "unknown backend"),
+    ):
+        note_path.write_text(json.dumps(note | change))
+        with pytest.raises(ValueError, match=message):
+            load_index(tmp_path / "index")
+
+
+def test_what_is_no_index_is_refused(vectors, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no index at"):
+        load_index(tmp_path / "nowhere")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"not a saved index: index.json is missing"):
+        load_index(tmp_path / "mine")
+    with pytest.raises(ValueError, match="holds other files"):
+        build_index(vectors).save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "mine" / "index.json").write_text("{")
+    with pytest.raises(ValueError, match="not a saved index"):
+        load_index(tmp_path / "mine")
+    build_index(vectors).save(tmp_path / "index")
+    with pytest.raises(ValueError, match="takes no connection"):
+        load_index(tmp_path / "index", uri="http://localhost:19530")
+
+
+@every_backend
+def test_a_failed_save_keeps_the_good_index(built, vectors, ids, queries, options, tmp_path, monkeypatch):
+    built(vectors, ids, **options).save(tmp_path / "index")
+    good = load_index(tmp_path / "index")
+    expected = good.search(queries, 5)[0]
+    good.close()
+    other = built(-vectors, ids, **options)
+
+    def full_disk(path: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(retrieval, "_digest", full_disk)
+    with pytest.raises(OSError, match="free some space"):
+        other.save(tmp_path / "index")
+    monkeypatch.undo()
+    again = load_index(tmp_path / "index")
+    assert (again.search(queries, 5)[0] == expected).all()
+    again.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]
+
+
+def test_an_open_annoy_survives_its_replacement(built, vectors, ids, queries, tmp_path):
+    first = built(vectors, ids, backend="annoy")
+    first.save(tmp_path / "index")
+    mapped = load_index(tmp_path / "index")
+    expected = mapped.search(queries, 5)[0]
+    built(-vectors, ids, backend="annoy").save(tmp_path / "index")
+    assert (mapped.search(queries, 5)[0] == expected).all()
+    mapped.save(tmp_path / "copy")
+    copy = load_index(tmp_path / "copy")
+    assert (copy.search(queries, 5)[0] == expected).all()
+
+
+# -- an Annoy that lies -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["wrong neighbours", "wrong distances", "nothing"])
+def test_a_broken_annoy_is_refused_with_the_cure(monkeypatch, vectors, fault):
+    import annoy
+
+    class Broken(annoy.AnnoyIndex):
+        def get_nns_by_vector(self, vector, n, search_k=-1, include_distances=False):
+            rows, distances = super().get_nns_by_vector(vector, N, search_k, True)
+            if fault == "wrong neighbours":
+                return rows[-n:], distances[-n:]
+            if fault == "wrong distances":
+                return rows[:n], [d / 2 + 0.3 for d in distances[:n]]
+            return [], []
+
+    monkeypatch.setattr(annoy, "AnnoyIndex", Broken)
+    with pytest.raises(ValueError, match=r"wrong neighbours.*ANNOY_COMPILER_ARGS=.*annoy-mm"):
+        build_index(vectors, backend="annoy")
+    assert "ffast-math" not in retrieval.ANNOY_CURE.split("ANNOY_COMPILER_ARGS=")[1].split()[0]
+
+
+def test_a_good_annoy_passes_with_many_equal_vectors(built):
+    same = np.tile(np.eye(4), (50, 1))
+    assert built(same, backend="annoy").search(np.eye(4)[0], 3)[1].min() == pytest.approx(1.0)
+
+
+# -- Milvus -----------------------------------------------------------------------------------------------------------
+
+
+def test_milvus_in_a_file_of_ones_own(built, vectors, ids, queries, tmp_path):
+    uri = str(tmp_path / "db" / "movies.db")
+    index = built(vectors, ids, backend="milvus", uri=uri, token="secret", ef=N)
+    index.save(tmp_path / "index")
+    assert "secret" not in (tmp_path / "index" / "index.json").read_text()
+    expected = index.search(queries, 5)[0]
+    index.close()
+    reopened = load_index(tmp_path / "index")
+    assert (reopened.search(queries, 5)[0] == expected).all()
+    reopened.add(-vectors[:1], [ids[0]])
+    reopened.close()
+    again = load_index(tmp_path / "index")  # the upsert is in the database, not only in that object
+    assert len(again) == N
+    assert again.search(-vectors[0], 1)[0].item() == ids[0]
+    again.close()
+    rebuilt = built(vectors[:100], ids[:100], backend="milvus", uri=uri)  # holds exactly these now
+    assert sorted(rebuilt.ids) == sorted(ids[:100])
+    found, _ = rebuilt.search(queries, 100)
+    assert {tuple(sorted(row)) for row in found.tolist()} == {tuple(sorted(ids[:100].tolist()))}
+
+
+def test_milvus_leaves_other_collections_alone(built, vectors, ids, tmp_path):
+    from pymilvus import MilvusClient
+
+    uri = str(tmp_path / "shared.db")
+    client = MilvusClient(uri)
+    client.create_collection("items", dimension=3)  # somebody else's, under the same name
+    client.insert("items", [{"id": 1, "vector": [1.0, 2.0, 3.0]}])
+    client.create_collection("others", dimension=3)
+    client.close()
+    with pytest.raises(ValueError, match="'items' was not made here and stays as it is"):
+        build_index(vectors, ids, backend="milvus", uri=uri)
+    index = built(vectors, ids, backend="milvus", uri=uri, collection="movies")
+    with pytest.raises(ValueError, match=r"holds 16 dimensions under COSINE, these vectors have 8 under COSINE"):
+        build_index(vectors[:, :8], ids, backend="milvus", uri=uri, collection="movies")
+    assert len(index.search(vectors[0], 5)[0][0]) == 5
+    index.close()
+    client = MilvusClient(uri)
+    assert sorted(client.list_collections()) == ["items", "movies", "others"]
+    client.load_collection("items")
+    assert client.get("items", ids=[1])
+    client.close()
+
+
+@pytest.mark.parametrize("index_type", ["FLAT", "IVF_FLAT", "AUTOINDEX"])
+def test_milvus_index_types(built, vectors, ids, queries, index_type):
+    index = built(vectors, ids, backend="milvus", index_type=index_type, nlist=4, nprobe=4, ef=N)
+    assert (index.search(queries, 5)[0] == by_hand(vectors, ids, queries)[0][:, :5]).all()
+
+
+def test_no_milvus_server_is_a_clear_error(vectors):
+    with pytest.raises(ConnectionError, match=r"no Milvus answers at http://127\.0\.0\.1:1"):
+        build_index(vectors, backend="milvus", uri="http://127.0.0.1:1")
+
+
+# -- measuring, and the notebook --------------------------------------------------------------------------------------
+
+
+def test_recall_counts_the_exact_ones_found():
+    assert recall(np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 1, 9], [7, 8, 9]])) == pytest.approx(1 / 3)
+
+
+def test_measure_reports_what_it_says(built, vectors, queries):
+    index = built(vectors)
+    figures = measure(index, queries, index.search(queries, 10)[0])
+    assert figures["recall@10"] == 1.0
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] < 1000
+    assert figures["queries_per_second"] > 0
+    assert figures["megabytes"] == pytest.approx(N * (DIM * 4 + 8) / 1e6)
+
+
+def test_enlarged_vectors_keep_their_neighbourhoods(rng):
+    vectors = by_unit(rng.normal(size=(30, 64))).astype(np.float32)
+    large = enlarge(vectors, 2000, seed=3)
+    assert large.shape == (2000, 64)
+    np.testing.assert_allclose(np.linalg.norm(large, axis=1), 1.0, atol=1e-5)
+    assert (large == enlarge(vectors, 2000, seed=3)).all()
+    similarity = vectors @ vectors.T - 2 * np.eye(30)
+    gap = np.sqrt(2 - 2 * similarity.max(axis=1))
+    nearest = (large @ vectors.T).argmax(axis=1)
+    moved = np.linalg.norm(large - vectors[nearest], axis=1)
+    assert 0.5 < np.median(moved / gap[nearest]) < 1.2
+    noise = by_unit(rng.normal(size=(2000, 64)))
+    assert np.sort(large @ large.T, axis=1)[:, -2].mean() > np.sort(noise @ noise.T, axis=1)[:, -2].mean() + 0.05
+
+
+def test_the_notebook_builds_what_the_helper_ships(vectors, ids, queries):
+    found = notebook_definitions("06", "exact_search", "recall_at_k")
+    unit, unit_queries = by_unit(vectors), by_unit(queries.astype(np.float32))
+    index = build_index(vectors, ids)
+    theirs_ids, theirs_scores = found["exact_search"](unit_queries, unit, ids, 7)
+    ours_ids, ours_scores = index.search(queries, 7)
+    assert (theirs_ids == ours_ids).all()
+    np.testing.assert_allclose(theirs_scores, ours_scores, atol=1e-6)
+    other = np.roll(ours_ids, 1, axis=0)
+    assert found["recall_at_k"](other, ours_ids) == pytest.approx(recall(other, ours_ids))
+
+
+def cut_first(index, query, seen_ids, k):
+    ids = index.search(query, k)[0][0]
+    return ids[~np.isin(ids, seen_ids)]
+
+
+def unsorted_choices(index, queries, exact_ids, target, choices):
+    return next((c for c in choices if recall(index.tune(nprobe=c).search(queries, 10)[0], exact_ids) >= target), None)
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "hint"),
+    [
+        (checks.check_search_unseen, cut_first, r"fetch k \+ len"),
+        (checks.check_search_unseen, lambda i, q, s, k: i.search(q, k)[0][0], "seen ids came back"),
+        (checks.check_search_unseen, lambda i, q, s, k: i.search(q, k)[0], "one array of ids"),
+        (checks.check_cheapest_nprobe, unsorted_choices, "Sort the choices"),
+        (checks.check_cheapest_nprobe, lambda i, q, e, t, c: max(c), "expected"),
+        (checks.check_index_megabytes, lambda n, dim, code, m=16: n * dim * 4 / 1e6, "One byte a number"),
+        (checks.check_index_megabytes, lambda n, dim, code, m=16: None, "did you forget to return"),
+    ],
+)
+def test_wrong_answers_get_a_hint(monkeypatch, capsys, check, wrong, hint):
+    monkeypatch.delenv("DSSM_STRICT", raising=False)
+    assert not check(wrong)
+    assert re.search(hint, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["search_unseen", "cheapest_nprobe", "index_megabytes"])
+def test_the_notebooks_solutions_pass(name):
+    solution = notebook_definitions("06", name)[name]
+    assert getattr(checks, f"check_{name}")(solution)
+
+
+def test_the_stored_benchmark_is_what_the_notebook_reads():
+    note = json.loads((ROOT / "benchmarks" / "ann.json").read_text())
+    assert note["vectors"] == 1_000_000
+    assert {"date", "machine", "versions"} <= set(note)
+    exact = next(row for row in note["rows"] if row["index"] == "exact")
+    assert exact["recall@10"] == 1.0
+    assert {row["index"] for row in note["rows"]} == {
+        "exact", "Annoy", "Faiss ivf", "Faiss hnsw", "Faiss sq8", "Faiss ivfpq",
+    }  # fmt: skip
