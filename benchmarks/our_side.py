@@ -124,7 +124,8 @@ def evaluate(arguments: argparse.Namespace) -> dict:
 def quality(arguments: argparse.Namespace) -> dict:
     """Whole training runs of 1, 2, 3, … epochs, each with its own schedule: how long until a given quality on test?
 
-    The settings of the recipe were chosen on validation; only the length of the run is read off here.
+    The settings of the recipe were chosen on validation; only the length of the run is read off here. Less than one
+    epoch is one pass over that share of the training rows, drawn at random.
     """
     from dssm_helpers.evaluation import TwoTowerScorer, metrics, rank_targets
     from dssm_helpers.training import Trainer, TrainingConfig
@@ -137,10 +138,14 @@ def quality(arguments: argparse.Namespace) -> dict:
     for epochs in arguments.epochs:
         started, seconds, results = time.perf_counter(), [], []
         for seed in range(arguments.seeds):
-            config = TrainingConfig(**{**asdict(recipe.training), "epochs": epochs, "seed": seed, "patience": None})
+            rows = split.train
+            if epochs < 1:
+                rows = np.random.default_rng(seed).choice(rows, int(epochs * len(rows)), replace=False)
+            settings = {**asdict(recipe.training), "epochs": max(1, round(epochs)), "seed": seed, "patience": None}
+            config = TrainingConfig(**settings)
             model = build_model(data, recipe, seed)
             trainer = Trainer(model, batches, config)
-            trainer.fit(split.train, progress=False)
+            trainer.fit(rows, progress=False)
             seconds.append(trainer.train_seconds)
             results.append(metrics(rank_targets(TwoTowerScorer(model, batches), data, split.test)))
         run = {"epochs": epochs, "seeds": arguments.seeds, "seconds": float(np.mean(seconds))}
@@ -245,7 +250,7 @@ def parse_arguments(description: str, parts: dict) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=120, help="limit of the peer's training")
     parser.add_argument("--neg-ratio", type=int, default=0, help="the peer's sampled negatives per positive")
     parser.add_argument("--model", default="dssm", help="recipe of ours")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8])
+    parser.add_argument("--epochs", type=float, nargs="+", default=[0.25, 0.5, 1, 2, 4, 8])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--target", default="{}", help='JSON: metrics to reach, {"hit@100": 0.387}')
     parser.add_argument("--bundle", type=Path)

@@ -2,7 +2,7 @@
 
 torch-rechub 0.9.0 and RecBole 1.2.1 get virtual environments of their own under ``artifacts/peers/``, made on first
 use. Every measurement is a process of its own; where both sides are timed, they take turns. Each part writes its own
-section of ``results.json``, so a part can be run again alone; ``python benchmarks/report.py`` makes the tables.
+section of ``results.json``, so a part can be run again alone, and ``RESULTS.md`` is written anew (as report.py does).
 
     python benchmarks/peers.py                      # all but SASRec's training, about ten minutes on two idle cores
     python benchmarks/peers.py --only sasrec        # RecBole's SASRec, trained once
@@ -22,6 +22,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine as shared
+import report
 
 PEERS = shared.ROOT / "artifacts" / "peers"
 SASREC_RANKS = shared.HERE / "sasrec_ranks.json"
@@ -183,13 +184,13 @@ def quality(run: Runner, arguments: argparse.Namespace) -> dict:
         "ours": ours,
     }
     sasrec = shared.read_results(arguments.out).get("sasrec")
-    if sasrec:
+    if sasrec and not report.still_improving(sasrec):
         wanted = {name: sasrec["test"][name] for name in ("hit@10", "hit@100", "ndcg@10")}
         with shared.step("  ours to the quality of RecBole's SASRec, three seeds each"):
             options = ("--seeds", 3, "--epochs", 3, 4, 6, 8, 10, "--target", json.dumps(wanted))
             result["to_sasrec"] = run.ours("quality", *tables, "--model", arguments.model, *options)
     else:
-        print("  no SASRec to compare with yet: run --only sasrec first", flush=True)
+        print("  no fully trained SASRec to compare with: run --only sasrec first", flush=True)
     return result
 
 
@@ -258,7 +259,9 @@ def keep_sasrec(path: Path) -> dict:
     ranks = result.pop("test_ranks")
     note = "rank of each user's test movie, users in order of id (= split_by_time(data).test); ties count half"
     with shared.write_atomically(SASREC_RANKS) as temporary:
-        text = json.dumps({"model": "SASRec, recbole 1.2.1", "dataset": "ml-100k", "note": note, "test": ranks})
+        finished = not report.still_improving(result)
+        content = {"model": "SASRec, recbole 1.2.1", "dataset": "ml-100k", "fully_trained": finished, "note": note}
+        text = json.dumps(content | {"test": ranks})
         temporary.write_text(text + "\n", encoding="utf-8")
     return result
 
@@ -284,6 +287,7 @@ def main() -> None:
         part = "evaluate" if part == "eval" else part
         with shared.step(part):
             shared.merge_section(arguments.out, part, PARTS[part](run, arguments))
+    print(report.write(arguments.out))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,11 @@ def reached(section: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return next((run for run in (section or {}).get("runs", []) if run["reached"]), None)
 
 
+def still_improving(sasrec: Mapping[str, Any]) -> bool:
+    """Whether its time ran out at its best epoch so far: such a SASRec is no yardstick."""
+    return sasrec["stopped_by"] == "time limit" and sasrec["epoch"] == sasrec["epochs_run"]
+
+
 def fast_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The table "Fast": what the peer needs, what we need, the ratio, the two marks, and whether they are met."""
     rows = []
@@ -83,14 +88,20 @@ def fast_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     row("training examples per second", a, b, _ratio(b, a), 3, 6)
     quality = results.get("quality") or {}
     run = reached(quality.get("ours"))
-    a, b = quality.get("peer_seconds_known"), _get(run, "seconds")
+    peer = max(quality.get("theirs", []), key=lambda p: p["best"]["hit@100"], default=None)
     hit = _get(quality, "ours", "target", "hit@100")
-    title = "seconds of training to the peer's best Hit@100" + (f" ({hit:.3f})" if hit else "")
+    enough = [e["seconds"] for e in _get(peer, "curve") or [] if e["hit@100"] >= hit]
+    a, b = enough[0] if enough else _get(peer, "best", "seconds"), _get(run, "seconds")
+    shown = None if a is None else _seconds(a) + ("" if enough else f" to {peer['best']['hit@100']:.3f}")
     failed = run is None and "ours" in quality
-    row(title, f"{a} s (known)" if a else None, _seconds(b), _ratio(a, b), 20, 60, failed=failed)
+    title = "seconds of training to the peer's best Hit@100" + (f" ({hit:.3f})" if hit else "")
+    row(title, shown, _seconds(b), _ratio(a, b), 20, 60, failed=failed)
     run = reached(quality.get("to_sasrec"))
     failed = run is None and "to_sasrec" in quality
-    a, b = _get(results, "sasrec", "seconds_to_best"), _get(run, "seconds")
+    sasrec = results.get("sasrec")
+    if sasrec and still_improving(sasrec):  # reaching what it had by then proves nothing
+        sasrec, run, failed = None, None, False
+    a, b = _get(sasrec, "seconds_to_best"), _get(run, "seconds")
     title = "seconds of training to the quality of RecBole's SASRec"
     row(title, _seconds(a), _seconds(b), _ratio(a, b), 16, 40, failed=failed)
     a, b = (_get(results, "evaluate", side, "seconds") for side in ("theirs", "ours"))
@@ -135,8 +146,9 @@ def _peer_quality(results: Mapping[str, Any]) -> str:
     note = (
         "The peer's rows are its best epoch *on test* within the time limit of this run, and its training set includes "
         f"our validation movies: both favour it. {quality['peer_best_hit@100_known']} Hit@100 in "
-        f"{quality['peer_seconds_known']} s is the best that tuning it on test had found beforehand. Ours are whole "
-        "runs of that many epochs."
+        f"{quality['peer_seconds_known']} s is the best that tuning it on test had found beforehand, on another day; "
+        "the table above takes this run's seconds. Ours are whole runs of that many epochs; less than one is a pass "
+        "over that share of the training rows."
     )
     return f"{note}\n\n{shared.markdown_table(rows)}"
 
@@ -155,7 +167,13 @@ def _sasrec(results: Mapping[str, Any]) -> str:
         "threads": sasrec["threads"],
     }
     settings = ", ".join(f"{k} {v}" for k, v in sasrec["settings"].items())
-    return f"RecBole 1.2.1, {settings}. Its scores went through our evaluation.\n\n{shared.markdown_table([row])}"
+    text = f"RecBole 1.2.1, {settings}. Its scores went through our evaluation."
+    if still_improving(sasrec):
+        text += (
+            " **Its time ran out while it was still improving**: this is not SASRec's quality, and nothing is compared "
+            "with it. Run `peers.py --only sasrec` on an idle machine, with more `--threads` or `--sasrec-seconds`."
+        )
+    return f"{text}\n\n{shared.markdown_table([row])}"
 
 
 def _profile(results: Mapping[str, Any]) -> str:
@@ -201,6 +219,9 @@ def render(results: Mapping[str, Any]) -> str:
             "of raw ids, the peer's does not; we draw negatives while training. The peer's million ratings: "
             f"{how or NOT_MEASURED}"
         )
+    medians = [_get(results, "serve", side, "p50_ms") for side in ("theirs", "ours")]
+    if all(medians):
+        notes.append(f"one user's answer, median: {medians[0]:.2f} ms (peer) and {medians[1]:.2f} ms (ours)")
     rates = [_get(results, "train", side, "examples_per_cpu_second") for side in ("theirs", "ours")]
     if all(rates):
         notes.append(
@@ -221,15 +242,20 @@ def render(results: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in page if part) + "\n"
 
 
+def write(results_path: Path, out: Path | None = None) -> str:
+    """Write the page (default: ``RESULTS.md`` beside the results) and return the first table."""
+    results = shared.read_results(results_path)
+    with shared.write_atomically(out or results_path.with_name("RESULTS.md")) as temporary:
+        temporary.write_text(render(results), encoding="utf-8")
+    return shared.markdown_table(fast_rows(results))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=shared.RESULTS, help="default: benchmarks/results.json")
-    parser.add_argument("--out", type=Path, default=shared.HERE / "RESULTS.md", help="default: benchmarks/RESULTS.md")
+    parser.add_argument("--out", type=Path, help="default: RESULTS.md beside the results")
     arguments = parser.parse_args()
-    page = render(shared.read_results(arguments.results))
-    with shared.write_atomically(arguments.out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    print(shared.markdown_table(fast_rows(shared.read_results(arguments.results))))
+    print(write(arguments.results, arguments.out))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,16 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     )
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        merged: list[nbformat.NotebookNode] = []
         for output in cell.get("outputs", []):
+            same_stream = merged and output.output_type == "stream" and output.name == merged[-1].get("name")
+            if same_stream:  # a progress bar arrives in many pieces
+                merged[-1].text += output.text
+            else:
+                merged.append(output)
+        if cell.cell_type == "code":
+            cell.outputs = merged
+        for output in merged:
             if output.output_type == "stream":
                 # A progress bar redraws its line after a carriage return; keep what stands at the end.
                 output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))

@@ -235,6 +235,8 @@ class OnnxTower:
                     f"{self.vocab_sizes[name] - 1} (0 padding, 1 unknown); encode raw values with the vocabulary "
                     "the model was trained with"
                 )
+            if rank == 2 and ids.shape[1] == 0:  # one padded place means the same, and max pooling needs a place
+                ids = np.zeros((rows, 1))
             inputs[name] = ids.astype(np.int64, copy=False)
         return inputs
 

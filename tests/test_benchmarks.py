@@ -131,9 +131,11 @@ def test_medians_over_rounds():
 def test_sasrec_ranks_leave_the_section(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "SASREC_RANKS", tmp_path / "ranks.json")
     source = tmp_path / "sasrec.json"
-    source.write_text(json.dumps({"test": {"hit@10": 1.0}, "test_ranks": [1.0, 2.5]}), encoding="utf-8")
-    assert peers.keep_sasrec(source) == {"test": {"hit@10": 1.0}}
-    assert json.loads((tmp_path / "ranks.json").read_text(encoding="utf-8"))["test"] == [1.0, 2.5]
+    section = {"stopped_by": "time limit", "epoch": 3, "epochs_run": 3}
+    source.write_text(json.dumps(section | {"test_ranks": [1.0, 2.5]}), encoding="utf-8")
+    assert peers.keep_sasrec(source) == section
+    ranks = json.loads((tmp_path / "ranks.json").read_text(encoding="utf-8"))
+    assert (ranks["test"], ranks["fully_trained"]) == ([1.0, 2.5], False)
 
 
 # -- command lines ---------------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ def _quality(reached: bool) -> dict:
         "machine": HOST,
         "peer_seconds_known": 300,
         "peer_best_hit@100_known": 0.387,
-        "theirs": [{"mode": "in-batch", "best": best}],
+        "theirs": [{"mode": "in-batch", "best": best, "curve": [best]}],
         "ours": {"model": "dssm", "target": {"hit@100": 0.387}, "runs": [run]},
     }
 
@@ -205,7 +207,8 @@ def test_report_of_a_few_sections():
     assert (time["peer"], time["ours"], time["ratio"], time[""]) == ("6 s", "60 ms", "100×", "at least met")
     assert rows["preparation of ml-100k (its example's 3 negatives): memory"]["ratio"] == "16×"
     assert rows["one user's answer, raw ids → titles, p99, one core"][""] == "goal met"
-    assert rows["seconds of training to the peer's best Hit@100 (0.387)"]["ratio"] == "150×"
+    soonest = rows["seconds of training to the peer's best Hit@100 (0.387)"]
+    assert (soonest["peer"], soonest["ratio"], soonest[""]) == ("100 s to 0.350", "50×", "at least met")
     assert rows["training examples per second"][""] == "not measured"
     page = report.render(results)
     assert "2020-02-02" in page
@@ -216,6 +219,14 @@ def test_a_target_that_no_run_reached_is_not_claimed():
     rows = report.fast_rows({"quality": _quality(reached=False)})
     (row,) = [row for row in rows if row["ours"] == "not reached"]
     assert (row["ratio"], row[""]) == (None, "**not met**")
+
+
+@pytest.mark.parametrize(("epochs_run", "expected"), [(3, "not measured"), (4, "goal met")])
+def test_a_sasrec_still_improving_is_no_yardstick(epochs_run, expected):
+    sasrec = {"stopped_by": "time limit", "epoch": 3, "epochs_run": epochs_run, "seconds_to_best": 400.0}
+    rows = report.fast_rows({"sasrec": sasrec, "quality": {"to_sasrec": _quality(reached=True)["ours"]}})
+    (row,) = [row for row in rows if "SASRec" in row["against the peer"]]
+    assert row[""] == expected
 
 
 # -- what is committed -----------------------------------------------------------------------------------------------
