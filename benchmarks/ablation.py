@@ -191,9 +191,10 @@ def against(ws: Workspace, best: np.ndarray) -> list[dict[str, Any]]:
     """The best model against baselines, and against RecBole's SASRec where ``peers.py`` has stored its ranks."""
     baselines: dict[str, Scorer] = {"EASE": EASE(ws.data, ws.split.train), "item-kNN": ItemKNN(ws.data, ws.split.train)}
     ranks = {name: rank_targets(scorer, ws.data, ws.split.test) for name, scorer in baselines.items()}
-    stored = HERE / "sasrec_ranks.json"
-    if stored.exists():
-        ranks["RecBole SASRec"] = np.asarray(json.loads(stored.read_text(encoding="utf-8"))["ranks"], dtype=np.float64)
+    path = HERE / "sasrec_ranks.json"
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        ranks[stored["model"]] = np.asarray(stored["test"], dtype=np.float64)
     return [{"name": name, **figures(r), "difference": compare(best, r)} for name, r in ranks.items()]
 
 
