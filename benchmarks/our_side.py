@@ -82,7 +82,8 @@ def prep(arguments: argparse.Namespace) -> dict:
 def _model(data, pooling="mean"):
     from dssm_helpers import workspace
 
-    recipe = workspace.Recipe(pooling=pooling, dim=WIDTH, dims=DIMS, max_history=MAX_HISTORY)
+    # No dropout: the peer has none by default either.
+    recipe = workspace.Recipe(pooling=pooling, dim=WIDTH, dims=DIMS, max_history=MAX_HISTORY, dropout=0.0)
     return workspace.build_model(data, recipe, seed=0)
 
 

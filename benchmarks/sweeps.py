@@ -161,7 +161,7 @@ SWEEPS: dict[str, Sweep] = {
     ),
     "dropout": Sweep(
         "Dropout of the embeddings", "share of inputs dropped",
-        [_model(p, dropout=p) for p in (0.0, 0.2, 0.35, 0.5)],
+        [_model(p, dropout=p) for p in (0.0, 0.1, 0.2, 0.35, 0.5)],
     ),
     "negatives": Sweep(
         "Sampled negatives, softmax over 1 + n", "negatives",
@@ -170,6 +170,7 @@ SWEEPS: dict[str, Sweep] = {
             _sampled("32 uniform", "uniform", 32),
             _sampled("128 uniform", "uniform", 128),
             _sampled("32 count^0.75", "count^0.75", 32),
+            _sampled("32 log count", "log_count", 32),
             _sampled("32 log-uniform", "log_uniform", 32),
             Point("in-batch, logQ", CENTRE),
         ],
@@ -178,7 +179,7 @@ SWEEPS: dict[str, Sweep] = {
         "Learning rate against depth", "layers of both towers × learning rate",
         [
             _training(f"{name} × {rate:g}", replace(CENTRE, dims=dims), learning_rate=rate)
-            for name, dims in DEPTHS.items() for rate in (5e-4, 2e-3, 3e-2)
+            for name, dims in DEPTHS.items() for rate in (5e-4, 2e-3, 8e-3, 3e-2)
         ],
     ),
 }  # fmt: skip

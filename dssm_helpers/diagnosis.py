@@ -483,6 +483,7 @@ def _learning_rate(run: _Run) -> Iterator[Finding]:
     if run.config is None:
         return
     rate, losses, signs = run.config.learning_rate, run.losses, []
+    severity = "warning"
     if len(losses) and losses.max() > 1.05 * run.chance_loss:
         signs.append(f"the loss reached {losses.max():.2f}, chance is {run.chance_loss:.2f}")
     if len(losses) and rate > 0.02 and losses[-1] > 1.05 * losses.min():
@@ -490,13 +491,17 @@ def _learning_rate(run: _Run) -> Iterator[Finding]:
     growth = _weight_growth(run.model)
     if rate > 0.02 and growth > 5:
         signs.append(f"the layers' weights are {growth:.0f} times the size they start with")
+    if signs:
+        severity = (
+            "critical"  # it has happened; what follows says that it may, and a decaying schedule may have healed it
+        )
     if run.model.temperature >= 0.02:  # below, every step overshoots, and the temperature is the cause
         before, after = run.one_step
         if after > 1.02 * before and after > 0.5 * math.log(min(512, len(run.train))):
             signs.append(f"one more step moves the loss of its own batch from {before:.2f} to {after:.2f}")
     if signs:
         yield Finding(
-            "learning_rate_too_high", "critical",
+            "learning_rate_too_high", severity,
             f"learning rate {rate:g}: {'; '.join(signs)}",
             "steps are longer than the slope they follow is straight, so a step in the right direction ends higher up",
             "divide the learning rate by 10 until the loss falls in every epoch; deeper towers want smaller rates",

@@ -1,8 +1,9 @@
-"""Files that are either complete or absent."""
+"""Files that are either complete or absent, and their digests."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -46,3 +47,15 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
                 shutil.rmtree(rest, ignore_errors=True)
             elif rest.exists():
                 rest.unlink()
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, or of a folder's files and their names."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\n{sha256(file)}\n".encode())
+    return digest.hexdigest()

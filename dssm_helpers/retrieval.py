@@ -12,7 +12,6 @@ alone; a library is imported when its backend is used.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import logging
@@ -26,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .files import write_atomically
+from .files import sha256, write_atomically
 
 FORMAT_VERSION = 1
 NOTHING = -1  # the id that pads a short answer
@@ -88,7 +87,7 @@ def load_index(path: str | Path, **connection: Any) -> Index:
     for file, digest in files.items():
         if not (path / file).exists():
             raise ValueError(f"{path}: {file} is missing; build the index again")
-        if _digest(path / file) != digest:
+        if sha256(path / file) != digest:
             raise ValueError(f"{path}: {file} is not what was saved (altered or damaged); build the index again")
     kind = _backend(name)
     if connection and not set(connection) <= set(kind.CONNECTION):
@@ -226,7 +225,7 @@ class Index:
                 "dim": self.dim,
                 "n": len(self),
                 "options": {name: value for name, value in self.options.items() if name not in hidden},
-                "sha256": {file.name: _digest(file) for file in sorted(temporary.iterdir())},
+                "sha256": {file.name: sha256(file) for file in sorted(temporary.iterdir())},
             }
             (temporary / "index.json").write_text(json.dumps(note, indent=1, default=int) + "\n", encoding="utf-8")
 
@@ -829,15 +828,3 @@ def _checked_ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
     if n and values[0] < 0:
         raise ValueError(f"ids must not be negative, got {values[0]} (-1 stands for no item)")
     return array
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files and their names."""
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        if file != path:
-            digest.update(file.relative_to(path).as_posix().encode())
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
 import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .files import write_atomically
+from .files import sha256, write_atomically
 from .retrieval import build_index, load_index
 from .vocabulary import FIRST, UNKNOWN, Vocabulary, age_group, load_vocabularies, save_vocabularies, zip_area
 
@@ -94,7 +93,7 @@ def export_bundle(
         np.save(folder / "popularity.npy", data.item_counts(train)[FIRST:])
         np.save(folder / "users.npy", np.stack([data.user_columns[name] for name in user_names], axis=1))
         if backend == "milvus":
-            index_options.setdefault("collection", collection_name(_sha256(folder / "item_vectors.npy")))
+            index_options.setdefault("collection", collection_name(sha256(folder / "item_vectors.npy")))
         index = build_index(vectors, movie_ids, backend=backend, **index_options)
         index.save(folder / "index")
         index.close()
@@ -114,7 +113,7 @@ def export_bundle(
             "user_columns": user_names,
             "max_history": history.max_length,
             "temperature": model.temperature,
-            "files": {p.relative_to(folder).as_posix(): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
+            "files": {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return path
@@ -143,14 +142,9 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     for name, digest in files.items():
         if not (path / name).is_file():
             raise FileNotFoundError(f"the bundle at {path} is incomplete: {name} is missing; copy or export it again")
-        if _sha256(path / name) != digest:
+        if sha256(path / name) != digest:
             raise ValueError(f"the bundle at {path} was altered: {name} is not the exported file; export it again")
     return manifest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -152,7 +152,9 @@ def sampled_loss(objective: str, positive: Tensor, negative: Tensor, hit: Tensor
 def loss_at_chance(config: TrainingConfig, counts: np.ndarray) -> float:
     """The loss of a model that scores everything alike: where an untrained model should start (notebook 04).
 
-    ln 2 for point- and pair-wise, ln(1 + n) list-wise, ln B in-batch. With logQ the correction itself tells rare from
+    ln 2 for point- and pair-wise, ln(1 + n) list-wise, ln B in-batch. Point-wise this assumes scores of 0: an untrained
+    model scores everything alike but not exactly 0, and a common score of s gives other values (notebook 04 computes
+    them). With logQ the correction itself tells rare from
     popular movies, and the in-batch value becomes ln B + KL(q ‖ uniform), q being the movies' training shares.
     """
     if config.objective in ("point_wise", "pair_wise"):

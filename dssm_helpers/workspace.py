@@ -22,7 +22,7 @@ from . import seed_everything
 from .data import DATASETS, EncodedData, MovieLens, Split, encode, load_movielens, project_root, split_by_time
 from .evaluation import TwoTowerScorer
 from .features import DEFAULT_POOLING, BatchBuilder, default_features
-from .files import write_atomically
+from .files import sha256, write_atomically
 from .model import DSSM
 from .training import Trainer, TrainingConfig, load_weights, resolve_device, save_weights
 
@@ -140,7 +140,7 @@ class Workspace:
         note_path.unlink(missing_ok=True)  # an interrupted build leaves an artefact without a note: unfinished
         build(path)
         with write_atomically(note_path) as temporary:
-            temporary.write_text(json.dumps({"recipe": wanted, "content": content_digest(path)}), encoding="utf-8")
+            temporary.write_text(json.dumps({"recipe": wanted, "content": sha256(path)}), encoding="utf-8")
         return load(path)
 
     def trained(self, model: str = "dssm", seed: int = 0, **training: Any) -> tuple[DSSM, float]:
@@ -209,17 +209,6 @@ class Workspace:
             temporary.write_text(json.dumps(results, indent=1, default=float) + "\n", encoding="utf-8")
 
 
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files and names."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -245,4 +234,4 @@ def _unusable(path: Path, note_path: Path, wanted: str) -> str | None:
         return "unfinished"
     if note.get("recipe") != wanted:
         return "stale (made from other data, settings or code)"
-    return None if note.get("content") == content_digest(path) else "damaged"
+    return None if note.get("content") == sha256(path) else "damaged"

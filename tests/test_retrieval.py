@@ -444,7 +444,7 @@ def test_a_failed_save_keeps_the_good_index(built, vectors, ids, queries, option
     def full_disk(path: Path) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(retrieval, "_digest", full_disk)
+    monkeypatch.setattr(retrieval, "sha256", full_disk)
     with pytest.raises(OSError, match="free some space"):
         other.save(tmp_path / "index")
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dssm_helpers import workspace as workspace_module
+from dssm_helpers.files import sha256
 from dssm_helpers.training import Trainer, TrainingConfig
 from dssm_helpers.workspace import RECIPES, Recipe, Workspace, build_model, dataset_name, seeds, strict
 
@@ -129,9 +130,9 @@ def test_a_folder_is_an_artefact_too(workspace):
 
     assert workspace.cached("folder", {}, build, load) == ["part"]
     (workspace.folder / "folder" / "stray").write_text("", encoding="utf-8")
-    before = workspace_module.content_digest(workspace.folder / "folder")
+    before = sha256(workspace.folder / "folder")
     (workspace.folder / "folder" / "stray").rename(workspace.folder / "folder" / "other")
-    assert workspace_module.content_digest(workspace.folder / "folder") != before, "names count"
+    assert sha256(workspace.folder / "folder") != before, "names count"
 
 
 # -- trained ----------------------------------------------------------------------------------------------------------
