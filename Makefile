@@ -28,6 +28,7 @@ help:
 	@echo 'make lab        set up, then JupyterLab at notebook 00'
 	@echo 'make notebooks  re-execute the notebooks in place and clean them for a commit; refresh the README'
 	@echo 'make student    copies of the notebooks without solutions, in artifacts/student/'
+	@echo 'make bench      every benchmark against its peers: about two hours; tables in benchmarks/RESULTS.md'
 	@echo 'make lint       ruff over code and notebooks'
 	@echo 'make clean      remove .venv and artifacts (data/ stays; remove it by hand)'
 
@@ -64,6 +65,16 @@ notebooks: $(READY)
 
 student: $(READY)
 	@$(PY) -m dssm_helpers.course student
+
+# Each part writes its own results when it ends, so an interrupted run keeps what it has; parts also run alone.
+bench: $(READY)
+	$(PY) benchmarks/ann.py
+	$(PY) benchmarks/peers.py --only sasrec
+	$(PY) benchmarks/peers.py
+	$(PY) benchmarks/ablation.py
+	$(PY) benchmarks/sweeps.py
+	$(PY) benchmarks/scaling.py
+	$(PY) benchmarks/report.py
 
 lint: $(READY)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

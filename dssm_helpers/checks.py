@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,12 +28,25 @@ class Hint(Exception):
     """What is wrong with an answer and how to go on."""
 
 
-def exercise(title: str) -> Callable[[Callable[..., None]], Callable[..., bool]]:
+@dataclass(frozen=True)
+class Verdict:
+    """What a check returns: true if the answer passed. Shows nothing at the end of a cell, where all has been said."""
+
+    passed: bool
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def _ipython_display_(self) -> None:
+        pass
+
+
+def exercise(title: str) -> Callable[[Callable[..., None]], Callable[..., Verdict]]:
     """Turn a function that raises :class:`Hint` on a wrong answer into a check that reports."""
 
-    def decorate(check: Callable[..., None]) -> Callable[..., bool]:
+    def decorate(check: Callable[..., None]) -> Callable[..., Verdict]:
         @functools.wraps(check)
-        def report(*answer: object) -> bool:
+        def report(*answer: object) -> Verdict:
             problem = None
             try:
                 check(*answer)
@@ -47,7 +60,7 @@ def exercise(title: str) -> Callable[[Callable[..., None]], Callable[..., bool]]
             print(f"✓ {title}" if problem is None else f"✗ {title}: {problem}")
             if problem is not None and strict():
                 raise AssertionError(f"{title}: {problem}")
-            return problem is None
+            return Verdict(problem is None)
 
         return report
 

@@ -480,5 +480,5 @@ WRONG_ANSWERS = {
 def test_wrong_answers_to_the_exercises_get_a_hint(check, answer, monkeypatch, capsys):
     monkeypatch.delenv("DSSM_STRICT", raising=False)
     with np.errstate(all="ignore"):
-        assert getattr(checks, check)(answer) is False
+        assert not getattr(checks, check)(answer)
     assert capsys.readouterr().out.startswith("✗")
