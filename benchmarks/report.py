@@ -1,5 +1,7 @@
 """Write ``benchmarks/RESULTS.md`` from ``benchmarks/results.json``: what was measured, beside what was promised.
 
+The README's table is refreshed as well.
+
 Sections that are missing are named as not measured; nothing is made up. Run peers.py first.
 """
 
@@ -13,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine as shared
+
+from dssm_helpers.course import fill_block
 
 NOT_MEASURED = "not measured"
 
@@ -255,7 +259,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=shared.RESULTS, help="default: benchmarks/results.json")
     parser.add_argument("--out", type=Path, help="default: RESULTS.md beside the results")
     arguments = parser.parse_args()
-    print(write(arguments.results, arguments.out))
+    table = write(arguments.results, arguments.out)
+    print(table)
+    if arguments.results == shared.RESULTS and arguments.out is None:
+        readme = shared.ROOT / "README.md"
+        text = fill_block(readme.read_text(encoding="utf-8"), "benchmarks", table)
+        with shared.write_atomically(readme) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str
     started = time.perf_counter()
     error = None
     try:
-        NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}}).execute()
+        # A kernel on this machine warns that its connection to this machine is not encrypted; only errors matter here.
+        quiet = ["--IPKernelApp.log_level=ERROR"]
+        folder = {"metadata": {"path": str(path.parent)}}
+        NotebookClient(notebook, timeout=1800, resources=folder, extra_arguments=quiet).execute()
     except (CellExecutionError, CellTimeoutError) as failure:
         error = str(failure)
     return notebook, time.perf_counter() - started, error
@@ -172,14 +175,18 @@ def _title_and_promise(path: Path) -> tuple[str, str]:
     return title[1].strip(), " ".join(promise[1].split())
 
 
-def render_readme(text: str, results: dict) -> str:
-    """Fill the README's generated parts between their markers."""
-    for name, content in (("scoreboard", scoreboard_markdown(results)), ("map", map_markdown(results))):
-        pattern = rf"(<!-- {name}: generated -->\n).*?(<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.S)
-        if count != 1:
-            raise ValueError(f"README.md needs one pair of markers '<!-- {name}: generated -->' … '<!-- /{name} -->'")
+def fill_block(text: str, name: str, content: str) -> str:
+    """Put ``content`` between the markers of the README's generated part ``name``."""
+    pattern = rf"(<!-- {name}: generated -->\n).*?(<!-- /{name} -->)"
+    text, count = re.subn(pattern, lambda m: f"{m[1]}{content}\n{m[2]}", text, flags=re.S)
+    if count != 1:
+        raise ValueError(f"README.md needs one pair of markers '<!-- {name}: generated -->' … '<!-- /{name} -->'")
     return text
+
+
+def render_readme(text: str, results: dict) -> str:
+    """Fill the README's scoreboard and map of notebooks."""
+    return fill_block(fill_block(text, "scoreboard", scoreboard_markdown(results)), "map", map_markdown(results))
 
 
 def publish() -> None:
