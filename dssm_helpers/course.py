@@ -165,6 +165,24 @@ def map_markdown(results: dict) -> str:
     return "\n".join(lines)
 
 
+def deployment_markdown(results: dict) -> str:
+    """What notebooks 06, 08 and 09 measured about getting the model into service, for the README."""
+    retrieval, onnx, serving = (results[name] for name in ("retrieval", "onnx", "serving"))
+    exact, hits, cold = retrieval["indexes"]["exact"], onnx["hit@10"], serving["hit@10_cold_users"]
+    files = ", ".join(f"{name} {onnx['kib'][name]:,.0f} KiB ({hits[name]:.3f})" for name in onnx["kib"])
+    rows = {
+        "exact search over the catalogue, median": f"{exact['p50_ms']:.2f} ms for {retrieval['items']:,} movies",
+        "largest difference between torch and ONNX Runtime": f"{onnx['max_difference']:.0e}",
+        "ONNX files of the model, and their Hit@10": files,
+        "ONNX Runtime against torch, one user": f"{onnx['speedup_over_torch']['1']:.1f}× faster",
+        "Hit@10 as served, from raw ids without torch": f"{serving['hit@10_served']:.3f}",
+        "one request, raw ids to titles, median": f"{serving['p50_ms']:.2f} ms",
+        "Hit@10 of a user never seen, from the history alone": f"{cold['history only']:.3f}",
+        "Hit@10 knowing nothing: falls back to popularity": f"{cold['nothing, popularity']:.3f}",
+    }
+    return "\n".join(["| into service | measured |", "|---|---:|", *(f"| {k} | {v} |" for k, v in rows.items())])
+
+
 def _title_and_promise(path: Path) -> tuple[str, str]:
     """From the title cell: the heading without its number, and the sentence that follows "you can"."""
     text = nbformat.read(path, as_version=4).cells[0].source
@@ -185,8 +203,11 @@ def fill_block(text: str, name: str, content: str) -> str:
 
 
 def render_readme(text: str, results: dict) -> str:
-    """Fill the README's scoreboard and map of notebooks."""
-    return fill_block(fill_block(text, "scoreboard", scoreboard_markdown(results)), "map", map_markdown(results))
+    """Fill the README's scoreboard, map of notebooks and table of deployment figures."""
+    parts = {"scoreboard": scoreboard_markdown, "map": map_markdown, "deployment": deployment_markdown}
+    for name, render in parts.items():
+        text = fill_block(text, name, render(results))
+    return text
 
 
 def publish() -> None:

@@ -86,6 +86,18 @@ RESULTS = {
         "dssm": {"hit@10": 0.25, "hit@100": 0.7, "ndcg@10": 0.13, "mrr": 0.1, "train_seconds": 21.4},
     },
     "notebook_seconds": {"00_first": 12.3},
+    "retrieval": {"items": 1000, "indexes": {"exact": {"p50_ms": 0.06}}},
+    "onnx": {
+        "max_difference": 3.2e-7,
+        "kib": {"float32": 1676.0, "int8": 444.0},
+        "hit@10": {"float32": 0.24, "int8": 0.23},
+        "speedup_over_torch": {"1": 2.2},
+    },
+    "serving": {
+        "hit@10_served": 0.24,
+        "p50_ms": 0.35,
+        "hit@10_cold_users": {"history only": 0.22, "nothing, popularity": 0.08},
+    },
 }
 
 
@@ -98,10 +110,12 @@ def test_scoreboard_is_sorted_and_says_what_training_took():
 
 
 def test_readme_is_filled_between_its_markers(course_folder):
-    text = "a\n<!-- scoreboard: generated -->\nold\n<!-- /scoreboard -->\nb\n<!-- map: generated -->\n<!-- /map -->\n"
+    names = ("scoreboard", "map", "deployment")
+    text = "a\n" + "b\n".join(f"<!-- {name}: generated -->\nold\n<!-- /{name} -->\n" for name in names)
     filled = course.render_readme(text, RESULTS)
     assert "old" not in filled
     assert "| [00 Title](notebooks/00_first.ipynb) | see it | 12 s |" in filled
+    assert "| ONNX files of the model, and their Hit@10 | float32 1,676 KiB (0.240), int8 444 KiB (0.230) |" in filled
     assert course.render_readme(filled, RESULTS) == filled
     with pytest.raises(ValueError, match="scoreboard"):
         course.render_readme("no markers", RESULTS)
