@@ -25,7 +25,7 @@ PACKAGES: dict[str, dict[str, str]] = {
         "matplotlib": "3.8", "safetensors": "0.4", "pooch": "1.8", "requests": "2.31", "tqdm": "4.66",
     },
     "retrieval": {"annoy": "1.17.3", "faiss-cpu": "1.8", "pymilvus": "2.4", "milvus-lite": "2.4"},
-    "drawing": {"graphviz": "0.20", "torchview": "0.2.6"},
+    "drawing": {"graphviz": "0.20", "torchview": "0.2.7"},
     "onnx": {"onnx": "1.16", "onnxruntime": "1.18", "onnxscript": "0.3"},
     "baselines": {"implicit": "0.7.2"},
 }  # fmt: skip
