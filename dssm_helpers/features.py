@@ -118,7 +118,8 @@ class Pooling(nn.Module):
 
     def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
         """``embedded [B, L, D]``, ``mask [B, L]`` true where a value is present → ``[B, D]``."""
-        present = mask.to(embedded.dtype).unsqueeze(-1)  # [B, L, 1]
+        # Weighted sums as matrix products: a product element by element would write [B, L, D] once more.
+        present = mask.to(embedded.dtype)  # [B, L]
         if self.kind == "max":
             lowest = torch.finfo(embedded.dtype).min
             highest = embedded.masked_fill(~mask.unsqueeze(-1), lowest)
@@ -126,10 +127,10 @@ class Pooling(nn.Module):
             highest = torch.cat([highest, empty], dim=1).amax(dim=1)
             return torch.where(mask.any(dim=1, keepdim=True), highest, torch.zeros_like(highest))
         if self.kind == "recency":
-            weight = torch.exp(self.SCALE * self.logits[: embedded.shape[1]]).unsqueeze(-1) * present  # [B, L, 1]
-            return (weight * embedded).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-9)
-        total = (embedded * present).sum(dim=1)  # [B, D]
-        return total if self.kind == "sum" else total / present.sum(dim=1).clamp(min=1.0)
+            weight = torch.exp(self.SCALE * self.logits[: embedded.shape[1]]) * present  # [B, L]
+            return (weight.unsqueeze(1) @ embedded).squeeze(1) / weight.sum(dim=1, keepdim=True).clamp(min=1e-9)
+        total = (present.unsqueeze(1) @ embedded).squeeze(1)  # [B, D]
+        return total if self.kind == "sum" else total / present.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -204,7 +204,10 @@ class Trainer:
                 "use model.to(device) and BatchBuilder(..., device=device) with one device"
             )
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            model.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=batches.device.type in ("cpu", "cuda"),  # one pass over the weights instead of a dozen
         )
         self._epoch = 0
         self._rows: list[dict[str, float]] = []
