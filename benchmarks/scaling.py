@@ -5,6 +5,7 @@
 
 Every stage runs in a process of its own and reports its peak memory. ``prepare``: three tables to the first batch.
 ``epoch``: one training epoch; beyond ``--steps`` steps the rest is extrapolated from the measured ones and marked.
+Measured with the user id and without: the user table grows with the ratings, and the optimizer updates all of it.
 ``evaluate``: all vectors and the full ranking of every user's test item. The catalogue is the same at every size, so a
 slope of 1 on log axes means "twice the ratings, twice the cost". Writes ``benchmarks/scaling.json``.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from machine import machine, peak_memory, write_atomically
 
-STAGES = ("prepare", "epoch", "evaluate")
+STAGES = ("prepare", "epoch", "epoch without user id", "evaluate")
 N_MOVIES = 10_000
 SIZES = (100_000, 1_000_000, 10_000_000, 32_000_000)
 
@@ -55,9 +56,10 @@ def stage(name: str, folder: Path, steps: int) -> dict[str, float | bool]:
 
     from dssm_helpers.data import encode, split_by_time
     from dssm_helpers.evaluation import TwoTowerScorer, metrics, rank_targets
-    from dssm_helpers.features import BatchBuilder
+    from dssm_helpers.features import BatchBuilder, default_features
+    from dssm_helpers.model import DSSM
     from dssm_helpers.training import TrainingConfig, in_batch_loss
-    from dssm_helpers.workspace import build_model
+    from dssm_helpers.workspace import find_recipe
 
     tables = load(folder)
     before = peak_gib()
@@ -73,7 +75,12 @@ def stage(name: str, folder: Path, steps: int) -> dict[str, float | bool]:
     if name == "prepare":
         return {**result, "peak_gib": peak_gib()}
     del tables
-    model, config = build_model(data), TrainingConfig()
+    recipe, config = find_recipe("dssm"), TrainingConfig()
+    user, item = default_features(data, dim=recipe.dim, pooling=recipe.pooling, max_history=recipe.max_history)
+    if name == "epoch without user id":
+        user = [feature for feature in user if feature.name != "user_id"]
+    params = {"dims": recipe.dims, "dropout": recipe.dropout}
+    model = DSSM(user, item, params, params, temperature=recipe.temperature)
     if name == "evaluate":
         started = time.perf_counter()
         figures = metrics(rank_targets(TwoTowerScorer(model, batches), data, split.test))
@@ -135,7 +142,7 @@ def main() -> None:
                 row = {"ratings": size, "stage": part, **json.loads(done.stdout.splitlines()[-1])}
                 rows.append(row)
                 note = " (extrapolated)" if row.get("extrapolated") else ""
-                print(f"{size:>12,} {part:<9}{row['seconds']:9.1f} s{row['peak_gib']:8.2f} GiB{note}", flush=True)
+                print(f"{size:>12,} {part:<22}{row['seconds']:9.1f} s{row['peak_gib']:8.2f} GiB{note}", flush=True)
         report = {
             "machine": machine(),
             "movies": N_MOVIES,

@@ -127,7 +127,8 @@ class Pooling(nn.Module):
             highest = torch.cat([highest, empty], dim=1).amax(dim=1)
             return torch.where(mask.any(dim=1, keepdim=True), highest, torch.zeros_like(highest))
         if self.kind == "recency":
-            weight = torch.exp(self.SCALE * self.logits[: embedded.shape[1]]) * present  # [B, L]
+            logits = self.logits - self.logits.max()  # the weights are relative, and exp must not overflow
+            weight = torch.exp(self.SCALE * logits[: embedded.shape[1]]) * present  # [B, L]
             return (weight.unsqueeze(1) @ embedded).squeeze(1) / weight.sum(dim=1, keepdim=True).clamp(min=1e-9)
         total = (present.unsqueeze(1) @ embedded).squeeze(1)  # [B, D]
         return total if self.kind == "sum" else total / present.sum(dim=1, keepdim=True).clamp(min=1.0)

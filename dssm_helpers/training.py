@@ -204,10 +204,7 @@ class Trainer:
                 "use model.to(device) and BatchBuilder(..., device=device) with one device"
             )
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
-            fused=batches.device.type in ("cpu", "cuda"),  # one pass over the weights instead of a dozen
+            model.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         self._epoch = 0
         self._rows: list[dict[str, float]] = []
@@ -307,7 +304,8 @@ class Trainer:
         drawn = sampler.sample((len(positions), config.n_negatives), generator).to(self.batches.device)  # [B, n]
         # Many draws repeat a movie: encode each distinct one once, then look the vectors up.
         distinct, place = torch.unique(drawn, return_inverse=True)
-        negatives = model.item_tower(self.batches.items(distinct))[place]  # [B, n, D]
+        # (F.embedding, because the gradient of plain indexing is summed in an order that changes with the threads.)
+        negatives = F.embedding(place, model.item_tower(self.batches.items(distinct)))  # [B, n, D]
         positive = (users * items).sum(dim=-1) / model.temperature  # [B]
         negative = (negatives @ users.unsqueeze(-1)).squeeze(-1) / model.temperature  # [B, n]
         return sampled_loss(config.objective, positive, negative, drawn == batch["movie_id"].unsqueeze(1))

@@ -277,3 +277,13 @@ def test_a_draw_at_the_very_end_of_the_ladder_is_a_real_movie(monkeypatch):
 def test_a_sampler_refuses(kind, counts, message):
     with pytest.raises(ValueError, match=message):
         NegativeSampler(kind, np.array(counts))
+
+
+def test_recency_weights_of_any_size_stay_finite():
+    pooling = Pooling("recency:3", max_length=4)
+    with torch.no_grad():
+        pooling.logits.add_(50.0)  # exp(10 × 50) does not fit a float; only differences between places count
+    embedded = torch.arange(12.0).reshape(1, 4, 3)
+    mask = torch.tensor([[True, True, True, False]])
+    expected = Pooling("recency:3", max_length=4)(embedded, mask)
+    torch.testing.assert_close(pooling(embedded, mask), expected, rtol=1e-3, atol=1e-3)
