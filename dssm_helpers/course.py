@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import io
 import json
 import os
 import re
@@ -15,6 +17,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from PIL import Image
 
 from .data import DATASETS, project_root
 from .files import write_atomically
@@ -57,7 +60,7 @@ def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take out what differs from run to run or machine to machine: timestamps, widget state, redrawn bars, paths."""
+    """Take out what differs between runs or machines (timestamps, widget state, paths) and shrink the pictures."""
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -80,7 +83,20 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 # A progress bar redraws its line after a carriage return; keep what stands at the end.
                 output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
                 output.text = output.text.replace(str(ROOT), "…").replace(str(Path.home()), "~")
+            elif "image/png" in output.get("data", {}):
+                output.data["image/png"] = with_palette(output.data["image/png"])
     return notebook
+
+
+def with_palette(png: str, colours: int = 128) -> str:
+    """A base64 PNG redrawn with a palette: a third of the size, and no visible difference in plots."""
+    full, small = io.BytesIO(base64.b64decode(png)), io.BytesIO()
+    picture = Image.open(full)
+    if picture.mode == "P":
+        return png
+    picture = picture.convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture.save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode() + "\n"
 
 
 def stamp_running_time(notebook: nbformat.NotebookNode, seconds: float) -> nbformat.NotebookNode:

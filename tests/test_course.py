@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import sys
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from dssm_helpers import course
 
@@ -69,6 +73,20 @@ def test_clean_keeps_the_last_state_of_a_progress_bar():
     assert node.cells[1].outputs[0].text == "100%| done\nnext\n"
     assert "execution" not in node.cells[1].metadata
     assert "widgets" not in node.metadata
+
+
+def test_clean_shrinks_pictures_once_and_keeps_their_size():
+    full = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
+    Image.fromarray(noise, "RGBA").save(full, "PNG")
+    node = notebook("x")
+    data = {"image/png": base64.b64encode(full.getvalue()).decode()}
+    node.cells[1].outputs = [nbformat.v4.new_output("display_data", data=data)]
+    before = len(data["image/png"])
+    shown = course.clean(node).cells[1].outputs[0].data["image/png"]
+    assert len(shown) < before / 2
+    assert Image.open(io.BytesIO(base64.b64decode(shown))).size == (60, 40)
+    assert course.clean(node).cells[1].outputs[0].data["image/png"] == shown
 
 
 def test_student_copies_lose_the_solution_and_nothing_else():
