@@ -89,8 +89,11 @@ def stage(name: str, folder: Path, steps: int) -> dict[str, float | bool]:
     log_q = torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum())).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
     total = len(split.train) // config.batch_size
-    done, started = 0, time.perf_counter()
+    started = time.perf_counter()
+    done, shuffled = 0, None
     for positions in batches.epoch(split.train, config.batch_size, torch.Generator().manual_seed(0)):
+        if shuffled is None:  # the order of all positions is drawn once; extrapolating it would multiply it
+            shuffled = time.perf_counter() - started
         batch = batches(positions)
         logits = model.user_tower(batch) @ model.item_tower(batch).T / model.temperature
         loss = in_batch_loss(logits, batch["movie_id"], log_q[batch["movie_id"]], history=batch["history"])
@@ -100,7 +103,7 @@ def stage(name: str, folder: Path, steps: int) -> dict[str, float | bool]:
         done += 1
         if done == steps:
             break
-    seconds = (time.perf_counter() - started) * total / done
+    seconds = shuffled + (time.perf_counter() - started - shuffled) * total / done
     return {"seconds": seconds, "peak_gib": peak_gib(), "extrapolated": done < total}
 
 
