@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from .files import write_atomically
+from .files import sha256, write_atomically
 from .vocabulary import FIRST, Vocabulary, age_group, zip_area
 
 DATASETS = ("ml-100k", "ml-1m", "synthetic")
@@ -183,15 +183,10 @@ def _find(name: str, archive: Archive, folder: Path, progress: bool) -> tuple[Pa
     return None, failures
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _verified(path: Path, digest: str) -> Path | None:
     if not path.exists():
         return None
-    found = _sha256(path)
+    found = sha256(path)
     if found != digest:
         raise ValueError(f"not the published file (SHA-256 {found[:12]}…, expected {digest[:12]}…); left untouched")
     return path

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .evaluation import TwoTowerScorer, metrics, rank_targets
 from .features import Batch, BatchBuilder
 from .model import DSSM
-from .training import TrainingConfig, in_batch_loss
+from .training import TrainingConfig, in_batch_loss, log_shares
 from .workspace import Workspace, build_model, find_recipe
 
 
@@ -58,12 +58,6 @@ class JointBatchLoss(nn.Module):
             label_smoothing=self.config.label_smoothing,
             first=rank * len(users),
         )
-
-
-def log_shares(batches: BatchBuilder, train: np.ndarray) -> Tensor:
-    """log P(a training row's target is movie i), ``[I]``."""
-    counts = batches.data.item_counts(train)
-    return torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum())).float().to(batches.device)
 
 
 def train_epoch(
@@ -113,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
         ws = Workspace(options.dataset, progress=rank == 0)
         config = TrainingConfig(epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
         model = build_model(ws.data, find_recipe("dssm"), options.seed).to(ws.device)
-        module: nn.Module = JointBatchLoss(model, config, log_shares(ws.batches, ws.split.train))
+        log_q = log_shares(ws.data.item_counts(ws.split.train)).to(ws.device)
+        module: nn.Module = JointBatchLoss(model, config, log_q)
         if distributed:
             module = DistributedDataParallel(module)
         optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)

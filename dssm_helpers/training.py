@@ -83,6 +83,11 @@ class TrainingConfig:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def log_shares(counts: np.ndarray) -> Tensor:
+    """log P(a training row's target is movie i), ``[I]``, from training counts; a movie never seen counts as one."""
+    return torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum())).float()
+
+
 def in_batch_loss(
     logits: Tensor,
     items: Tensor,
@@ -243,7 +248,7 @@ class Trainer:
         if len(train) < (2 if config.objective == "in_batch" else 1):
             raise ValueError(f"{len(train)} training rows are too few for the objective {config.objective!r}")
         counts = self.batches.data.item_counts(train)
-        log_q = torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum())).float().to(self.batches.device)
+        log_q = log_shares(counts).to(self.batches.device)
         sampler = None if config.objective == "in_batch" else NegativeSampler(config.sampler, counts)
         if checkpoint is not None and Path(checkpoint).exists():
             self.load_checkpoint(checkpoint)

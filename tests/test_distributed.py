@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from dssm_helpers.distributed import JointBatchLoss, log_shares, train_epoch
-from dssm_helpers.training import TrainingConfig
+from dssm_helpers.distributed import JointBatchLoss, train_epoch
+from dssm_helpers.training import TrainingConfig, log_shares
 from dssm_helpers.workspace import Recipe, build_model
 
 # Runs the same step in one process or in two and writes the loss and every gradient's norm.
@@ -22,9 +22,9 @@ import json, os, sys
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from dssm_helpers.data import encode, split_by_time, synthetic
-from dssm_helpers.distributed import JointBatchLoss, log_shares
+from dssm_helpers.distributed import JointBatchLoss
 from dssm_helpers.features import BatchBuilder
-from dssm_helpers.training import TrainingConfig
+from dssm_helpers.training import TrainingConfig, log_shares
 from dssm_helpers.workspace import Recipe, build_model
 
 torch.set_num_threads(1)
@@ -33,7 +33,8 @@ if "RANK" in os.environ:
 rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 data = encode(synthetic(n_ratings=1_500, n_users=60, n_movies=120, seed=1))
 train, batches = split_by_time(data).train, BatchBuilder(data)
-module = JointBatchLoss(build_model(data, Recipe(dropout=0.0), 0), TrainingConfig(), log_shares(batches, train))
+log_q = log_shares(data.item_counts(train))
+module = JointBatchLoss(build_model(data, Recipe(dropout=0.0), 0), TrainingConfig(), log_q)
 if world > 1:
     module = DistributedDataParallel(module)
 positions = torch.as_tensor(train[:64])
@@ -82,7 +83,7 @@ def test_the_example_runs_under_torchrun(tmp_path):
 
 def test_one_process_trains_too(data, split, batches):
     model = build_model(data, Recipe(dropout=0.0), 0)
-    loss_of = JointBatchLoss(model, TrainingConfig(), log_shares(batches, split.train))
+    loss_of = JointBatchLoss(model, TrainingConfig(), log_shares(data.item_counts(split.train)))
     optimizer = torch.optim.AdamW(loss_of.parameters(), lr=3e-3)
     losses = [
         train_epoch(loss_of, optimizer, batches, split.train, torch.Generator().manual_seed(i), 64) for i in range(3)
@@ -91,7 +92,7 @@ def test_one_process_trains_too(data, split, batches):
 
 
 def test_a_set_smaller_than_one_batch_is_refused(data, split, batches):
-    loss_of = JointBatchLoss(build_model(data), TrainingConfig(), log_shares(batches, split.train))
+    loss_of = JointBatchLoss(build_model(data), TrainingConfig(), log_shares(data.item_counts(split.train)))
     optimizer = torch.optim.AdamW(loss_of.parameters())
     with pytest.raises(ValueError, match="fewer than one batch"):
         train_epoch(loss_of, optimizer, batches, np.arange(10), torch.Generator(), 64)
@@ -99,4 +100,6 @@ def test_a_set_smaller_than_one_batch_is_refused(data, split, batches):
 
 def test_other_objectives_are_refused(data, split, batches):
     with pytest.raises(ValueError, match="in_batch"):
-        JointBatchLoss(build_model(data), TrainingConfig(objective="pair_wise"), log_shares(batches, split.train))
+        JointBatchLoss(
+            build_model(data), TrainingConfig(objective="pair_wise"), log_shares(data.item_counts(split.train))
+        )
