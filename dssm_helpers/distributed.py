@@ -50,7 +50,7 @@ class JointBatchLoss(nn.Module):
             dist.all_gather(parts, movie)
             items, movie = torch.cat(all_gather(items)), torch.cat(parts)  # [B, D], [B]
         return in_batch_loss(
-            users @ items.T / self.model.temperature,
+            (users / self.model.temperature) @ items.T,
             movie,
             self.log_q[movie] if self.config.logq else None,
             mask_accidental_hits=self.config.mask_accidental_hits,
@@ -99,33 +99,39 @@ def main(arguments: list[str] | None = None) -> None:
     on_gpu = torch.cuda.is_available()
     if distributed:
         dist.init_process_group("nccl" if on_gpu else "gloo")
-    rank = dist.get_rank() if distributed else 0
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         os.environ["DSSM_DEVICE"] = "cuda"
     try:
-        ws = Workspace(options.dataset, progress=rank == 0)
-        config = TrainingConfig(epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
-        model = build_model(ws.data, find_recipe("dssm"), options.seed).to(ws.device)
-        log_q = log_shares(ws.data.item_counts(ws.split.train)).to(ws.device)
-        module: nn.Module = JointBatchLoss(model, config, log_q)
-        if distributed:
-            module = DistributedDataParallel(module)
-        optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-        for epoch in range(config.epochs):
-            module.train()
-            torch.manual_seed(options.seed + 1000 * epoch + rank)  # dropout differs between ranks
-            generator = torch.Generator().manual_seed(options.seed + epoch)
-            loss = train_epoch(module, optimizer, ws.batches, ws.split.train, generator, config.batch_size)
-            if rank == 0:
-                figures = metrics(rank_targets(TwoTowerScorer(model, ws.batches), ws.data, ws.split.validation))
-                world = dist.get_world_size() if distributed else 1
-                print(f"epoch {epoch + 1}: {world} ranks, loss {loss:.4f}, validation hit@10 {figures['hit@10']:.3f}")
-        if distributed:
-            dist.barrier()  # a rank that leaves while another still talks to it brings both down
+        _train(options)
     finally:
         if distributed:
             dist.destroy_process_group()
+
+
+def _train(options: argparse.Namespace) -> None:
+    """The run itself. A function of its own, so that the DistributedDataParallel module is gone before its process
+    group is destroyed: freed after it, it now and then waits for ever for a thread of the group."""
+    distributed = dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    ws = Workspace(options.dataset, progress=rank == 0)
+    config = TrainingConfig(epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
+    model = build_model(ws.data, find_recipe("dssm"), options.seed).to(ws.device)
+    log_q = log_shares(ws.data.item_counts(ws.split.train)).to(ws.device)
+    module: nn.Module = JointBatchLoss(model, config, log_q)
+    if distributed:
+        module = DistributedDataParallel(module)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    for epoch in range(config.epochs):
+        module.train()
+        torch.manual_seed(options.seed + 1000 * epoch + rank)  # dropout differs between ranks
+        generator = torch.Generator().manual_seed(options.seed + epoch)
+        loss = train_epoch(module, optimizer, ws.batches, ws.split.train, generator, config.batch_size)
+        if rank == 0:
+            figures = metrics(rank_targets(TwoTowerScorer(model, ws.batches), ws.data, ws.split.validation))
+            print(f"epoch {epoch + 1}: {world} ranks, loss {loss:.4f}, validation hit@10 {figures['hit@10']:.3f}")
+    if distributed:
+        dist.barrier()  # a rank that leaves while another still talks to it brings both down
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import Batch, Feature, Pooling, SequenceFeature, SparseFeature
+from .features import Batch, Feature, Pooling, SequenceFeature, SparseFeature, pool
 from .vocabulary import PADDING
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -76,7 +76,7 @@ class FeatureEmbedding(nn.Module):
                 continue
             index = index[..., : feature.max_length]  # [B, L]
             embedded = self.tables[feature.name](index)  # [B, L, D]
-            parts += [pool(embedded, index != PADDING) for pool in self.poolings[feature.name]]
+            parts.append(pool(self.poolings[feature.name], embedded, index != PADDING))
         return self.dropout(torch.cat(parts, dim=-1))
 
 

@@ -114,23 +114,23 @@ def in_batch_loss(
     """
     if len(items) < 2:
         raise ValueError("a batch of one has no in-batch negatives; use at least two rows")
-    if log_q is not None:
-        logits = logits - log_q
-    rows = torch.arange(len(logits), device=items.device)
-    own = rows + first  # the column of each row's positive
-    blocked = torch.zeros_like(logits, dtype=torch.bool)
-    if mask_accidental_hits:
-        blocked |= items[own].unsqueeze(1) == items
+    own = torch.arange(first, first + len(logits), device=items.device)  # the column of each row's positive
+    # One row per movie, so that picking the batch's movies copies whole rows of memory.
+    highest = int(items.max()) if history is None else int(max(items.max(), history.max()))
+    excluded = logits.new_zeros(highest + 1, len(logits), dtype=torch.bool)  # [I, b]
     if history is not None:
-        seen = logits.new_zeros(len(logits), int(max(items.max(), history.max())) + 1, dtype=torch.bool)
-        blocked |= seen.scatter(1, history, True)[:, items]
-    blocked[rows, own] = False
-    log_p = logits.masked_fill(blocked, -torch.inf).log_softmax(dim=1)  # [B, B]
-    loss = -log_p[rows, own]
+        excluded.scatter_(0, history.T, True)
+    if mask_accidental_hits:
+        excluded.scatter_(0, items[own].unsqueeze(0), True)
+    blocked = excluded.index_select(0, items).T  # [b, B]
+    blocked.diagonal(offset=first).fill_(False)
+    correction = torch.zeros_like(logits[0]) if log_q is None else -log_q  # [B]
+    log_p = (logits + correction.expand_as(logits).masked_fill(blocked, -torch.inf)).log_softmax(dim=1)  # [b, B]
+    loss = F.nll_loss(log_p, own)
     if label_smoothing:
         spread = -log_p.masked_fill(blocked, 0.0).sum(dim=1) / (~blocked).sum(dim=1)
-        loss = (1 - label_smoothing) * loss + label_smoothing * spread
-    return loss.mean()
+        loss = (1 - label_smoothing) * loss + label_smoothing * spread.mean()
+    return loss
 
 
 def sampled_loss(objective: str, positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:
@@ -208,8 +208,9 @@ class Trainer:
                 f"the model is on {next(model.parameters()).device}, the batches on {batches.device}; "
                 "use model.to(device) and BatchBuilder(..., device=device) with one device"
             )
+        # Fused: one pass over each parameter instead of a dozen, which is a tenth of a step on a CPU.
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            model.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         self._epoch = 0
         self._rows: list[dict[str, float]] = []
@@ -299,7 +300,7 @@ class Trainer:
         items = model.item_tower(batch)  # [B, D]
         if sampler is None:
             return in_batch_loss(
-                users @ items.T / model.temperature,
+                (users / model.temperature) @ items.T,
                 batch["movie_id"],
                 log_q[batch["movie_id"]] if config.logq else None,
                 mask_accidental_hits=config.mask_accidental_hits,

@@ -49,6 +49,7 @@ if rank == 0:
     json.dump({"loss": total.item() / world, "norms": norms}, open(sys.argv[1], "w"))
 if world > 1:
     dist.barrier()  # a rank that leaves while another still talks to it brings both down
+    del module, loss  # before their process group
     dist.destroy_process_group()
 """
 
