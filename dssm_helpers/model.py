@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import Batch, Feature, Pooling, SequenceFeature, SparseFeature, pool
+from .features import Batch, Feature, Pooling, SequenceFeature, SparseFeature
 from .vocabulary import PADDING
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -76,7 +76,7 @@ class FeatureEmbedding(nn.Module):
                 continue
             index = index[..., : feature.max_length]  # [B, L]
             embedded = self.tables[feature.name](index)  # [B, L, D]
-            parts.append(pool(self.poolings[feature.name], embedded, index != PADDING))
+            parts += [pooling(embedded, index != PADDING) for pooling in self.poolings[feature.name]]
         return self.dropout(torch.cat(parts, dim=-1))
 
 
