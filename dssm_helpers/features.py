@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,39 +116,22 @@ class Pooling(nn.Module):
         """Relative weight of each place, ``[max_length]``, the newest first; they sum to 1 (recency only)."""
         return torch.softmax(self.SCALE * self.logits.detach(), dim=0)
 
-    def weigh(self, mask: Tensor) -> Tensor:
-        """Weight of each place, ``[B, L]``: what every pooling but ``max`` multiplies the embeddings with."""
-        present = mask.to(torch.get_default_dtype())  # [B, L]
-        if self.kind == "sum":
-            return present
-        if self.kind == "mean":
-            return present / present.sum(dim=1, keepdim=True).clamp(min=1.0)
-        logits = self.logits - self.logits.max()  # the weights are relative, and exp must not overflow
-        weight = torch.exp(self.SCALE * logits[: mask.shape[1]]) * present
-        return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-9)
-
     def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
         """``embedded [B, L, D]``, ``mask [B, L]`` true where a value is present → ``[B, D]``."""
-        return pool([self], embedded, mask)
-
-
-def pool(poolings: Sequence[Pooling], embedded: Tensor, mask: Tensor) -> Tensor:
-    """Pool ``embedded [B, L, D]`` in several ways, side by side: ``[B, P·D]`` (notebook 02, "Pooling a history").
-
-    All weighted sums are one matrix product: element by element, each would write ``[B, L, D]`` once more.
-    """
-    weighted = [p.weigh(mask) for p in poolings if p.kind != "max"]
-    sums = iter((torch.stack(weighted, dim=1) @ embedded).unbind(dim=1) if weighted else ())  # P × [B, D]
-    return torch.cat([_maximum(embedded, mask) if p.kind == "max" else next(sums) for p in poolings], dim=1)
-
-
-def _maximum(embedded: Tensor, mask: Tensor) -> Tensor:
-    """Largest present value per dimension, ``[B, D]``; zeros for an empty sequence."""
-    lowest = torch.finfo(embedded.dtype).min
-    highest = embedded.masked_fill(~mask.unsqueeze(-1), lowest)
-    empty = highest.new_full((highest.shape[0], 1, highest.shape[2]), lowest)  # for sequences of length 0
-    highest = torch.cat([highest, empty], dim=1).amax(dim=1)
-    return torch.where(mask.any(dim=1, keepdim=True), highest, torch.zeros_like(highest))
+        # Weighted sums as matrix products: a product element by element would write [B, L, D] once more.
+        present = mask.to(embedded.dtype)  # [B, L]
+        if self.kind == "max":
+            lowest = torch.finfo(embedded.dtype).min
+            highest = embedded.masked_fill(~mask.unsqueeze(-1), lowest)
+            empty = highest.new_full((highest.shape[0], 1, highest.shape[2]), lowest)  # for sequences of length 0
+            highest = torch.cat([highest, empty], dim=1).amax(dim=1)
+            return torch.where(mask.any(dim=1, keepdim=True), highest, torch.zeros_like(highest))
+        if self.kind == "recency":
+            logits = self.logits - self.logits.max()  # the weights are relative, and exp must not overflow
+            weight = torch.exp(self.SCALE * logits[: embedded.shape[1]]) * present  # [B, L]
+            return (weight.unsqueeze(1) @ embedded).squeeze(1) / weight.sum(dim=1, keepdim=True).clamp(min=1e-9)
+        total = (present.unsqueeze(1) @ embedded).squeeze(1)  # [B, D]
+        return total if self.kind == "sum" else total / present.sum(dim=1, keepdim=True).clamp(min=1.0)
 
 
 # --------------------------------------------------------------------------------------------------------------------

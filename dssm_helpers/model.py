@@ -76,7 +76,7 @@ class FeatureEmbedding(nn.Module):
                 continue
             index = index[..., : feature.max_length]  # [B, L]
             embedded = self.tables[feature.name](index)  # [B, L, D]
-            parts += [pooling(embedded, index != PADDING) for pooling in self.poolings[feature.name]]
+            parts += [pool(embedded, index != PADDING) for pool in self.poolings[feature.name]]
         return self.dropout(torch.cat(parts, dim=-1))
 
 
