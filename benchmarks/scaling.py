@@ -58,7 +58,7 @@ def stage(name: str, folder: Path, steps: int) -> dict[str, float | bool]:
     from dssm_helpers.evaluation import TwoTowerScorer, metrics, rank_targets
     from dssm_helpers.features import BatchBuilder, default_features
     from dssm_helpers.model import DSSM
-    from dssm_helpers.training import TrainingConfig, in_batch_loss, log_shares
+    from dssm_helpers.training import TrainingConfig, adamw, in_batch_loss, log_shares
     from dssm_helpers.workspace import find_recipe
 
     tables = load(folder)
@@ -86,7 +86,7 @@ def stage(name: str, folder: Path, steps: int) -> dict[str, float | bool]:
         figures = metrics(rank_targets(TwoTowerScorer(model, batches), data, split.test))
         return {"seconds": time.perf_counter() - started, "peak_gib": peak_gib(), "hit@100": figures["hit@100"]}
     log_q = log_shares(data.item_counts(split.train))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    optimizer = adamw(model, config)
     total = len(split.train) // config.batch_size
     started = time.perf_counter()
     done, shuffled = 0, None

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .evaluation import TwoTowerScorer, metrics, rank_targets
 from .features import Batch, BatchBuilder
 from .model import DSSM
-from .training import TrainingConfig, in_batch_loss, log_shares
+from .training import TrainingConfig, adamw, in_batch_loss, log_shares
 from .workspace import Workspace, build_model, find_recipe
 
 
@@ -110,8 +110,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    """The run itself. A function of its own, so that the DistributedDataParallel module is gone before its process
-    group is destroyed: freed after it, it now and then waits for ever for a thread of the group."""
+    """The run itself, in this process or on its rank."""
+    # A function of its own, so that the DistributedDataParallel module is gone before its process group is destroyed:
+    # freed after it, it now and then waits for ever for a thread of the group.
     distributed = dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     ws = Workspace(options.dataset, progress=rank == 0)
@@ -121,7 +122,7 @@ def _train(options: argparse.Namespace) -> None:
     module: nn.Module = JointBatchLoss(model, config, log_q)
     if distributed:
         module = DistributedDataParallel(module)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = adamw(module, config)
     for epoch in range(config.epochs):
         module.train()
         torch.manual_seed(options.seed + 1000 * epoch + rank)  # dropout differs between ranks
