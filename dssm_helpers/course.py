@@ -107,15 +107,20 @@ def stamp_running_time(notebook: nbformat.NotebookNode, seconds: float) -> nbfor
 
 
 def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> int:
-    """Execute the notebooks in order, one progress line each; return the exit status."""
+    """Execute the notebooks in order, one progress line each; return the exit status.
+
+    All of them in place start from empty artifacts.
+    """
     folder = artifacts_dir(dataset)
     target = NOTEBOOKS if in_place else folder / "notebooks"
-    target.mkdir(parents=True, exist_ok=True)
     paths = notebook_paths()
     numbers = [p.stem[:2] for p in paths]
     if unknown := set(only or []) - set(numbers):
         raise ValueError(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(numbers)}")
     paths = [p for p in paths if not only or p.stem[:2] in only]
+    if in_place and not only and folder.exists():  # committed outputs and times are those of a fresh clone
+        shutil.rmtree(folder)
+    target.mkdir(parents=True, exist_ok=True)
     print(f"Running {len(paths)} notebooks on {dataset}", flush=True)
     failed, seconds = [], {}
     for number, path in enumerate(paths, 1):
@@ -266,7 +271,10 @@ def student() -> int:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dssm_helpers.course", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("run", "execute copies of the notebooks"), ("notebooks", "execute in place, refresh README")):
+    for name, text in (
+        ("run", "execute copies of the notebooks"),
+        ("notebooks", "execute in place from empty artifacts, refresh README"),
+    ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--only", nargs="*", metavar="NN", help="two-digit numbers, for example 00 04")
         if name == "run":

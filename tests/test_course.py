@@ -57,6 +57,17 @@ def test_only_runs_what_was_asked_for(course_folder, capsys):
     assert "00_first" not in capsys.readouterr().out
 
 
+def test_committed_outputs_come_from_empty_artifacts(course_folder, tmp_path):
+    cached = tmp_path / "artifacts" / "synthetic" / "model"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    for options in ({}, {"in_place": True, "only": ["01"]}):
+        assert course.run("synthetic", **options) == 0
+        assert cached.exists()
+    assert course.run("synthetic", in_place=True) == 0
+    assert not cached.exists()
+
+
 def test_unknown_notebook_numbers_are_refused(course_folder):
     with pytest.raises(ValueError, match="00, 01"):
         course.run("synthetic", only=["07"])
