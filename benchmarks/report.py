@@ -247,11 +247,20 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def write(results_path: Path, out: Path | None = None) -> str:
-    """Write the page (default: ``RESULTS.md`` beside the results) and return the first table."""
+    """Write the page (default: ``RESULTS.md`` beside the results) and return the first table.
+
+    The README quotes that table: where the project's own page is written, it follows.
+    """
     results = shared.read_results(results_path)
     with shared.write_atomically(out or results_path.with_name("RESULTS.md")) as temporary:
         temporary.write_text(render(results), encoding="utf-8")
-    return shared.markdown_table(fast_rows(results))
+    table = shared.markdown_table(fast_rows(results))
+    if results_path == shared.RESULTS and out is None:
+        readme = shared.ROOT / "README.md"
+        text = fill_block(readme.read_text(encoding="utf-8"), "benchmarks", table)
+        with shared.write_atomically(readme) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return table
 
 
 def main() -> None:
@@ -259,13 +268,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=shared.RESULTS, help="default: benchmarks/results.json")
     parser.add_argument("--out", type=Path, help="default: RESULTS.md beside the results")
     arguments = parser.parse_args()
-    table = write(arguments.results, arguments.out)
-    print(table)
-    if arguments.results == shared.RESULTS and arguments.out is None:
-        readme = shared.ROOT / "README.md"
-        text = fill_block(readme.read_text(encoding="utf-8"), "benchmarks", table)
-        with shared.write_atomically(readme) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    print(write(arguments.results, arguments.out))
 
 
 if __name__ == "__main__":
