@@ -15,6 +15,7 @@ from .vocabulary import FIRST
 
 POOLINGS = ("mean", "sum", "max", "recency")
 DEFAULT_POOLING = ("mean", "recency:1", "recency:10")
+LARGE_TABLE = 50_000  # rows from which updating all of a table takes longer than the rest of a training step
 SAMPLERS = ("uniform", "count^0.75", "log_count", "log_uniform")
 
 Batch = dict[str, Tensor]
@@ -26,11 +27,17 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class SparseFeature:
-    """One categorical value per row: ``batch[name]`` is ``[B]``, embedded to ``[B, embed_dim]``."""
+    """One categorical value per row: ``batch[name]`` is ``[B]``, embedded to ``[B, embed_dim]``.
+
+    Args:
+        rows_only: a training step updates the rows of its batch and leaves the others alone. For large tables: else
+            every step goes through the whole table, however few of its rows the batch looked up.
+    """
 
     name: str
     vocab_size: int
     embed_dim: int = 16
+    rows_only: bool = False
 
     @property
     def width(self) -> int:
@@ -92,46 +99,74 @@ def parse_pooling(pooling: str) -> tuple[str, float]:
 
 
 class Pooling(nn.Module):
-    """Reduce ``[B, L, D]`` embeddings to ``[B, D]``, ignoring padded places (notebook 02, "Pooling a history").
+    """Reduce ``[B, L, D]`` embeddings to ``[B, P·D]``, ignoring padded places (notebook 02, "Pooling a history").
 
     An empty sequence gives zeros. ``recency`` learns one weight per place and normalises over the places present:
     place 0 is the newest, so a sequence of any length up to ``max_length`` lines up. It starts as an exponential
     decay, and several heads with different half-lives keep short and long memory apart.
+
+    Args:
+        pooling: one kind, or ``P`` of them whose results lie side by side (see :class:`SequenceFeature`).
+        max_length: the longest sequence.
+
+    Attributes:
+        recency: the ``R`` recency heads among ``pooling``.
+        logits: ``[R, max_length]``, what they learn.
     """
 
     SCALE = 10.0  # Adam moves a parameter by about the learning rate per step; scaled, a weight can change 10× as fast
 
-    def __init__(self, pooling: str, max_length: int = 50):
+    def __init__(self, pooling: str | tuple[str, ...], max_length: int = 50):
         super().__init__()
-        self.pooling = pooling
-        self.kind, half_life = parse_pooling(pooling)
-        if self.kind == "recency":
+        self.poolings = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+        self.kinds = tuple(parse_pooling(name)[0] for name in self.poolings)
+        self.recency = tuple(name for name, kind in zip(self.poolings, self.kinds, strict=True) if kind == "recency")
+        if self.recency:
+            half_life = torch.tensor([[parse_pooling(name)[1]] for name in self.recency])  # [R, 1]
             decay = math.log(2.0) / half_life / self.SCALE
             self.logits = nn.Parameter(-decay * torch.arange(max_length, dtype=torch.float32))
 
     def extra_repr(self) -> str:
-        return self.pooling
+        return ", ".join(self.poolings)
 
     def weights(self) -> Tensor:
-        """Relative weight of each place, ``[max_length]``, the newest first; they sum to 1 (recency only)."""
-        return torch.softmax(self.SCALE * self.logits.detach(), dim=0)
+        """Relative weight of each place in each recency head, ``[R, max_length]``, the newest first; rows sum to 1."""
+        return torch.softmax(self.SCALE * self.logits.detach(), dim=1)
 
     def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
-        """``embedded [B, L, D]``, ``mask [B, L]`` true where a value is present → ``[B, D]``."""
-        # Weighted sums as matrix products: a product element by element would write [B, L, D] once more.
-        present = mask.to(embedded.dtype)  # [B, L]
-        if self.kind == "max":
-            lowest = torch.finfo(embedded.dtype).min
-            highest = embedded.masked_fill(~mask.unsqueeze(-1), lowest)
-            empty = highest.new_full((highest.shape[0], 1, highest.shape[2]), lowest)  # for sequences of length 0
-            highest = torch.cat([highest, empty], dim=1).amax(dim=1)
-            return torch.where(mask.any(dim=1, keepdim=True), highest, torch.zeros_like(highest))
-        if self.kind == "recency":
-            logits = self.logits - self.logits.max()  # the weights are relative, and exp must not overflow
-            weight = torch.exp(self.SCALE * logits[: embedded.shape[1]]) * present  # [B, L]
-            return (weight.unsqueeze(1) @ embedded).squeeze(1) / weight.sum(dim=1, keepdim=True).clamp(min=1e-9)
-        total = (present.unsqueeze(1) @ embedded).squeeze(1)  # [B, D]
-        return total if self.kind == "sum" else total / present.sum(dim=1, keepdim=True).clamp(min=1.0)
+        """``embedded [B, L, D]``, ``mask [B, L]`` true where a value is present → ``[B, P·D]``."""
+        # All kinds but max are weighted sums, and one product makes them all: apart, each would read [B, L, D] anew and
+        # leave a gradient of that size.
+        weight = self._places(embedded) * mask.unsqueeze(1)  # [B, P, L]
+        if (
+            self.training and embedded[0].numel() <= 1024
+        ):  # starting B tiny matrix products takes longer than doing them
+            total = (weight.unsqueeze(3) * embedded.unsqueeze(1)).sum(dim=2)  # [B, P, D]
+        else:
+            total = weight @ embedded
+        pooled = total / weight.sum(dim=2, keepdim=True).clamp(min=1e-9)
+        if not {"sum", "max"}.isdisjoint(self.kinds):
+            other = {"sum": total, "max": self._highest(embedded, mask).unsqueeze(1).expand_as(total)}
+            pooled = torch.stack([other.get(kind, pooled)[:, i] for i, kind in enumerate(self.kinds)], dim=1)
+        return pooled.flatten(1)
+
+    def _places(self, embedded: Tensor) -> Tensor:
+        """Weight of each place in each kind, before the mask and relative to the others: ``[P, L]``."""
+        if not self.recency:
+            return embedded.new_ones(len(self.kinds), embedded.shape[1])
+        relative = self.logits - self.logits.amax(dim=1, keepdim=True)  # exp must not overflow
+        learned = iter(torch.exp(self.SCALE * relative[:, : embedded.shape[1]]))
+        alike = embedded.new_ones(embedded.shape[1])
+        return torch.stack([next(learned) if kind == "recency" else alike for kind in self.kinds])
+
+    @staticmethod
+    def _highest(embedded: Tensor, mask: Tensor) -> Tensor:
+        """Per column the largest value present, ``[B, D]``; 0 where the sequence is empty."""
+        lowest = torch.finfo(embedded.dtype).min
+        present = embedded.masked_fill(~mask.unsqueeze(-1), lowest)
+        empty = present.new_full((present.shape[0], 1, present.shape[2]), lowest)  # for sequences of length 0
+        highest = torch.cat([present, empty], dim=1).amax(dim=1)
+        return torch.where(mask.any(dim=1, keepdim=True), highest, torch.zeros_like(highest))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -255,10 +290,10 @@ def default_features(
     """The course's user and item features (notebook 02, "Declaring features").
 
     User: id, gender, age group, occupation, postal area, history. Item: id, year, genres. The history looks up the
-    movies' own embeddings.
+    movies' own embeddings. A table of more than ``LARGE_TABLE`` users is updated ``rows_only``.
     """
     size = {name: len(vocabulary) for name, vocabulary in data.vocabularies.items()}
-    user: list[Feature] = [SparseFeature("user_id", size["user_id"], dim)]
+    user: list[Feature] = [SparseFeature("user_id", size["user_id"], dim, rows_only=size["user_id"] > LARGE_TABLE)]
     user += [SparseFeature(name, size[name], side_dim) for name in ("gender", "age", "occupation", "zip")]
     user.append(SequenceFeature("history", size["movie_id"], dim, pooling, "movie_id", max_history))
     item: list[Feature] = [

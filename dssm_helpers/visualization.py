@@ -171,7 +171,7 @@ def _render_again(traced: Any, model: nn.Module, batch: Batch) -> None:
             for table_name, table in inner.tables.items():
                 titles.setdefault(id(table), f"Embedding: {table_name}")  # the first owner names a shared table
         if isinstance(part, Pooling):
-            titles[id(part)] = f"Pooling: {part.pooling}"
+            titles[id(part)] = f"Pooling: {', '.join(part.poolings)}"
     columns = dict(zip(traced.root_container, batch, strict=True))
     functions = FUNCTIONS | ({"div": f"divide by {model.temperature:g}"} if isinstance(model, DSSM) else {})
 

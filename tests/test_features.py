@@ -115,12 +115,32 @@ def test_gradients_are_finite_and_spare_padding(kind, generator):
 @pytest.mark.parametrize("half_life", [1.0, 3.0, 10.0])
 def test_recency_starts_at_its_half_life_and_can_learn(half_life):
     pooling = Pooling(f"recency:{half_life:g}", max_length=30)
-    weights = pooling.weights()
+    (weights,) = pooling.weights()
     assert weights.sum().item() == pytest.approx(1)
     assert (weights[int(half_life)] / weights[0]).item() == pytest.approx(0.5, rel=1e-4)
     embedded, mask = torch.eye(30)[None], torch.ones(1, 30, dtype=torch.bool)
     pooling(embedded, mask)[0, 5].backward()
-    assert pooling.logits.grad[5] > 0 > pooling.logits.grad[0]
+    assert pooling.logits.grad[0, 5] > 0 > pooling.logits.grad[0, 0]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dim", [5, 200])  # below and above the size from which a matrix product is used
+def test_several_poolings_are_each_alone_side_by_side(dim, training, generator):
+    kinds = ("recency:1", "mean", "max", "recency:10", "sum")
+    embedded = torch.randn(3, 7, dim, generator=generator)
+    mask = torch.arange(7) < torch.tensor([7, 0, 3]).unsqueeze(1)
+    together = Pooling(kinds, max_length=9).train(training)(embedded, mask)
+    apart = [Pooling(kind, max_length=9).train(training)(embedded, mask) for kind in kinds]
+    torch.testing.assert_close(together, torch.cat(apart, dim=1))
+
+
+def test_each_recency_head_learns_its_own_weights():
+    pooling = Pooling(("mean", "recency:1", "recency:10"), max_length=4)
+    assert pooling.recency == ("recency:1", "recency:10")
+    assert pooling.logits.shape == pooling.weights().shape == (2, 4)
+    pooling(torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool))[0, 4:8].max().backward()  # the first head alone
+    assert pooling.logits.grad[0].any()
+    assert not pooling.logits.grad[1].any()
 
 
 def test_only_recency_has_parameters():
@@ -135,6 +155,12 @@ def test_the_notebook_pools_alike(generator):
     mask = torch.arange(6) < torch.tensor([6, 3, 1, 0, 2]).unsqueeze(1)
     torch.testing.assert_close(notebook["masked_mean"](embedded, mask), Pooling("mean")(embedded, mask))
     torch.testing.assert_close(notebook["recency_mean"](embedded, mask, 3), Pooling("recency:3")(embedded, mask))
+
+
+def test_only_large_user_tables_are_updated_row_by_row(data, monkeypatch):
+    assert not default_features(data)[0][0].rows_only
+    monkeypatch.setattr("dssm_helpers.features.LARGE_TABLE", len(data.vocabularies["user_id"]) - 1)
+    assert default_features(data)[0][0].rows_only
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------

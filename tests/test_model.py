@@ -9,7 +9,8 @@ from torch import nn
 
 from dssm_helpers.checks import check_cosine_matrix, check_highest_temperature, check_tower_parameters
 from dssm_helpers.features import SparseFeature, default_features
-from dssm_helpers.model import ACTIVATIONS, DSSM, FeatureEmbedding
+from dssm_helpers.model import ACTIVATIONS, DSSM, FeatureEmbedding, PReLU, Table
+from dssm_helpers.training import Trainer, TrainingConfig
 from dssm_helpers.workspace import build_model
 
 
@@ -172,6 +173,42 @@ def test_same_seed_same_weights(data):
     pairs = list(zip(first.parameters(), again.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(first.item_tower.mlp[0].weight, other.item_tower.mlp[0].weight)
+
+
+# -- the faster gradients equal torch's -------------------------------------------------------------------------------
+
+
+def test_table_equals_an_embedding_of_torch(generator):
+    ours, theirs = Table(9, 4, padding_idx=0), nn.Embedding(9, 4, padding_idx=0)
+    theirs.load_state_dict(ours.state_dict())
+    index = torch.randint(1, 9, (6, 5), generator=generator)
+    upstream = torch.randn(6, 5, 4, generator=generator)
+    for table in (ours, theirs):
+        (table(index) * upstream).sum().backward()
+    assert torch.equal(ours(index), theirs(index))
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    assert torch.equal(ours.eval()(index), theirs(index))
+
+
+def test_padding_stays_zero_through_training(data, split, batches):
+    model = build_model(data)
+    Trainer(model, batches, TrainingConfig(epochs=1, batch_size=64)).fit(split.train, progress=False)
+    for tower in (model.user_tower, model.item_tower):
+        for name, table in tower.embedding.tables.items():
+            assert not table.weight[0].any(), name
+
+
+@pytest.mark.parametrize("slope", [0.25, 0.8, -0.3])
+def test_prelu_equals_the_one_of_torch(slope, generator):
+    x = torch.randn(50, 8, generator=generator)
+    x[0, 0] = 0.0
+    results = []
+    for layer in (PReLU(init=slope), nn.PReLU(init=slope)):
+        value = x.clone().requires_grad_()
+        layer(value).square().sum().backward()
+        results.append((layer(value), value.grad, layer.weight.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 # -- notebook 03 ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from dssm_helpers.features import BatchBuilder, NegativeSampler
 from dssm_helpers.training import (
     OBJECTIVES,
     Diverged,
+    RowwiseAdamW,
     Trainer,
     TrainingConfig,
     in_batch_loss,
@@ -253,6 +254,51 @@ def test_resumed_equals_uninterrupted_bit_for_bit(fit, tmp_path, objective):
     assert torch.equal(weights(whole), weights(resumed))
     columns = [c for c in whole.history if c != "seconds"]
     assert whole.history[columns].equals(resumed.history[columns])
+
+
+# -- tables updated row by row ------------------------------------------------------------------------------------
+
+
+def optimized(sparse, batches_of_rows, weight_decay=0.1):
+    """A table after a few steps of the optimizer, each on the rows of one batch."""
+    torch.manual_seed(0)
+    table = torch.nn.Embedding(6, 3, sparse=sparse)
+    optimizer = RowwiseAdamW(table.parameters(), lr=0.1, weight_decay=weight_decay)
+    for rows in batches_of_rows:
+        optimizer.zero_grad()
+        table(torch.tensor(rows)).square().sum().backward()
+        optimizer.step()
+    return table.weight.detach()
+
+
+def test_a_table_whose_rows_all_come_is_updated_as_by_adamw():
+    everything = [[0, 1, 2, 3, 4, 5, 5], [5, 4, 3, 2, 1, 0, 0], [0, 1, 2, 3, 4, 5]]  # a row may come twice
+    torch.testing.assert_close(optimized(True, everything), optimized(False, everything))
+
+
+def test_rows_that_did_not_come_stay_as_they_are():
+    start, sparse, dense = optimized(True, []), optimized(True, [[1, 2], [2, 3]]), optimized(False, [[1, 2], [2, 3]])
+    untouched = [0, 4, 5]
+    assert torch.equal(sparse[untouched], start[untouched])
+    assert not torch.equal(dense[untouched], start[untouched])  # weight decay moves every row
+    assert (sparse[1:4] != start[1:4]).all()
+
+
+def test_a_large_user_table_trains_and_resumes(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr("dssm_helpers.features.LARGE_TABLE", 0)
+
+    def interrupt(trainer):
+        if len(trainer.history) == 1:
+            raise KeyboardInterrupt
+
+    whole = fit()
+    users = whole.model.user_tower.embedding.tables["user_id"].weight
+    assert users.grad is None  # the optimizer took it
+    assert whole.history["loss"].is_monotonic_decreasing
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fit(checkpoint=path, on_epoch=interrupt)
+    assert torch.equal(weights(whole), weights(fit(seed=5, checkpoint=path)))
 
 
 def test_a_finished_checkpoint_is_not_trained_further(fit, tmp_path):

@@ -78,7 +78,7 @@ def test_drawing_shows_towers_features_and_shapes(model, batches, split, only_pu
 def test_deepest_drawing_names_tables_and_poolings(model, only_pure):
     svg = visualize_model(model, depth=3).svg
     assert svg.count("Embedding: movie_id") == 2  # the shared table stands in both towers
-    assert all(f"Pooling: {pooling}" in svg for pooling in ("mean", "recency:1", "recency:10"))
+    assert "Pooling: mean, recency:1, recency:10" in svg
 
 
 def test_a_tower_gets_arrows_from_its_own_features_only(model, batches, split, only_pure):
