@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .files import sha256, write_atomically
-from .vocabulary import FIRST, Vocabulary, age_group, zip_area
+from .vocabulary import FIRST, UNKNOWN, Vocabulary, age_group, zip_area
 
 DATASETS = ("ml-100k", "ml-1m", "synthetic")
 
@@ -393,22 +393,38 @@ def check_tables(tables: MovieLens) -> None:
                 raise ValueError(
                     f"{table}.{column}: expected whole numbers, got {values.dtype} such as {values.iloc[0]!r}"
                 )
-    for table, key in (("ratings", ["user_id", "movie_id"]), ("users", ["user_id"]), ("movies", ["movie_id"])):
-        frame = getattr(tables, table)
-        twice = frame.duplicated(key)
-        if twice.any():
-            first = frame.loc[twice, key].iloc[0].to_dict()
-            raise ValueError(
-                f"{table}: {int(twice.sum())} duplicate rows, first {first}; keep one each, for example with "
-                f"{table}.drop_duplicates({key})"
-            )
+    pairs = np.zeros(len(tables.ratings), dtype=np.int64)
     for table, key in (("users", "user_id"), ("movies", "movie_id")):
-        strangers = ~tables.ratings[key].isin(getattr(tables, table)[key])
+        frame = getattr(tables, table)
+        _refuse_duplicates(table, frame, [key])
+        vocabulary = Vocabulary.fit(key, _integers(frame[key]))
+        known = vocabulary.encode(_integers(tables.ratings[key]))
+        strangers = known == UNKNOWN
         if strangers.any():
             raise ValueError(
                 f"ratings: {int(strangers.sum())} rows have a {key} that is not in {table}, "
                 f"first {tables.ratings.loc[strangers, key].iloc[0]}; add it to {table} or drop those ratings"
             )
+        pairs = pairs * len(vocabulary) + known
+    # One number per (user, movie): sorting tens of millions of them is several times faster than hashing pairs.
+    pairs.sort()
+    if (pairs[1:] == pairs[:-1]).any():
+        _refuse_duplicates("ratings", tables.ratings, ["user_id", "movie_id"])
+
+
+def _integers(column: pd.Series) -> np.ndarray:
+    """The column as int64, whichever of pandas' integer types it has."""
+    return column.to_numpy(dtype=np.int64)
+
+
+def _refuse_duplicates(table: str, frame: pd.DataFrame, key: list[str]) -> None:
+    twice = frame.duplicated(key)
+    if twice.any():
+        first = frame.loc[twice, key].iloc[0].to_dict()
+        raise ValueError(
+            f"{table}: {int(twice.sum())} duplicate rows, first {first}; keep one each, for example with "
+            f"{table}.drop_duplicates({key})"
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------------
