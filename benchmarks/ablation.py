@@ -77,6 +77,7 @@ VARIANTS = {
         "tried: half-lives 0.5, 2, 8, 30", {"pooling": ("recency:0.5", "recency:2", "recency:8", "recency:30")}
     ),
     "128 dimensions": Variant("tried: slower", {"dim": 128, "dims": (256, 128)}),
+    "16 epochs": Variant("tried: twice the seconds", training={"epochs": 16}),
     "three models side by side": Variant(
         "tried: vectors of three trainings laid side by side, 192 dimensions, three times the seconds", members=3
     ),
