@@ -138,9 +138,7 @@ class Pooling(nn.Module):
         # All kinds but max are weighted sums, and one product makes them all: apart, each would read [B, L, D] anew and
         # leave a gradient of that size.
         weight = self._places(embedded) * mask.unsqueeze(1)  # [B, P, L]
-        if (
-            self.training and embedded[0].numel() <= 1024
-        ):  # starting B tiny matrix products takes longer than doing them
+        if self.training and embedded[0].numel() <= 1024:  # starting B tiny products takes longer than doing them
             total = (weight.unsqueeze(3) * embedded.unsqueeze(1)).sum(dim=2)  # [B, P, D]
         else:
             total = weight @ embedded

@@ -23,7 +23,7 @@ class Table(nn.Embedding):
         """Indices of any shape ``[...]`` → ``[..., D]``. In a sequence, padded places must be masked afterwards."""
         if not self.training or index.dim() < 2 or index.device.type != "cpu" or self.sparse:
             return super().forward(index)
-        # The same lookup. Its gradient is summed five times as fast (and, unlike that of plain indexing, in an order
+        # The same lookup. Its gradient is summed several times as fast (and, unlike that of plain indexing, in an order
         # that does not depend on the threads); padded places send none, because pooling masks them.
         return self.weight.index_select(0, index.flatten()).unflatten(0, index.shape)
 
