@@ -371,6 +371,11 @@ def check_tables(tables: MovieLens) -> None:
         ValueError: a missing column, an empty table, missing or non-numeric values, a duplicate key, a rating whose
             user or movie is not in its table. The message says which rows and what to do.
     """
+    _checked_indices(tables)
+
+
+def _checked_indices(tables: MovieLens) -> dict[str, np.ndarray]:
+    """Check as :func:`check_tables` says; the ratings' users and movies as indices, which the check needs anyway."""
     for table, columns in REQUIRED_COLUMNS.items():
         frame = getattr(tables, table)
         missing = [c for c in columns if c not in frame.columns]
@@ -393,23 +398,24 @@ def check_tables(tables: MovieLens) -> None:
                 raise ValueError(
                     f"{table}.{column}: expected whole numbers, got {values.dtype} such as {values.iloc[0]!r}"
                 )
-    pairs = np.zeros(len(tables.ratings), dtype=np.int64)
+    indices = {}
     for table, key in (("users", "user_id"), ("movies", "movie_id")):
         frame = getattr(tables, table)
         _refuse_duplicates(table, frame, [key])
         vocabulary = Vocabulary.fit(key, _integers(frame[key]))
-        known = vocabulary.encode(_integers(tables.ratings[key]))
-        strangers = known == UNKNOWN
+        indices[key] = vocabulary.encode(_integers(tables.ratings[key]))
+        strangers = indices[key] == UNKNOWN
         if strangers.any():
             raise ValueError(
                 f"ratings: {int(strangers.sum())} rows have a {key} that is not in {table}, "
                 f"first {tables.ratings.loc[strangers, key].iloc[0]}; add it to {table} or drop those ratings"
             )
-        pairs = pairs * len(vocabulary) + known
     # One number per (user, movie): sorting tens of millions of them is several times faster than hashing pairs.
+    pairs = indices["user_id"] * (indices["movie_id"].max() + 1) + indices["movie_id"]
     pairs.sort()
     if (pairs[1:] == pairs[:-1]).any():
         _refuse_duplicates("ratings", tables.ratings, ["user_id", "movie_id"])
+    return indices
 
 
 def _integers(column: pd.Series) -> np.ndarray:
@@ -596,7 +602,7 @@ def encode(tables: MovieLens) -> EncodedData:
     Raises:
         ValueError: see :func:`check_tables`.
     """
-    check_tables(tables)
+    indices = _checked_indices(tables)
     users, movies, ratings = tables.users, tables.movies, tables.ratings
     genre_lists = [text.split("|") for text in movies["genres"]]
     user_values = {
@@ -624,13 +630,13 @@ def encode(tables: MovieLens) -> EncodedData:
         titles[row] = title
     item_columns["genres"] = genres
 
-    user = vocabularies["user_id"].encode(ratings["user_id"]).astype(np.int32)
+    user = indices["user_id"].astype(np.int32)
     order = np.lexsort((ratings["timestamp"].to_numpy(), user))  # stable: equal times keep their original order
     user = user[order]
     return EncodedData(
         name=tables.name,
         user=user,
-        item=vocabularies["movie_id"].encode(ratings["movie_id"]).astype(np.int32)[order],
+        item=indices["movie_id"].astype(np.int32)[order],
         timestamp=ratings["timestamp"].to_numpy()[order],
         offsets=np.searchsorted(user, np.arange(len(vocabularies["user_id"]) + 1)),
         vocabularies=vocabularies,
