@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -128,6 +129,25 @@ def best_of(function: Callable[[], Any], repeats: int = 5) -> dict[str, float]:
         function()
         seconds.append(time.perf_counter() - started)
     return {"best": min(seconds), "median": median(seconds)}
+
+
+def both_clocks() -> tuple[float, float]:
+    """Seconds on the wall clock and of processor time."""
+    return time.perf_counter(), time.process_time()
+
+
+def rates(at: Sequence[tuple[float, float]], rows: int) -> dict[str, float]:
+    """Training examples per second from the clocks before and after each epoch; the first epoch warms up.
+
+    ``seconds_to_start`` is what the first took longer than the others: compilation, if there is any.
+    """
+    first, *later = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(at)]
+    wall, processor = (median(seconds) for seconds in zip(*later, strict=True))
+    return {
+        "examples_per_second": rows / wall,
+        "examples_per_cpu_second": rows / processor,
+        "seconds_to_start": first[0] - wall,
+    }
 
 
 def room_for_another(spent: float, done: int, limit: float) -> bool:

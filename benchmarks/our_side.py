@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import numpy as np
 BATCH_SIZE = 256
 MAX_HISTORY = 50
 WIDTH, DIMS = 16, (256, 128, 64)
+EPOCHS_TIMED = 3  # of training; the one before them warms up
 USER_COLUMNS = ("gender", "age", "occupation", "zip")
 
 
@@ -88,23 +91,29 @@ def _model(data, pooling="mean"):
 
 
 def train(arguments: argparse.Namespace) -> dict:
-    """Training examples per second: in-batch softmax with logQ and both masks, AdamW. Also the course's poolings."""
+    """Training examples per second: in-batch softmax with logQ and both masks, AdamW. Also the course's poolings.
+
+    Each as the course trains and with compiled towers, where there is a compiler.
+    """
     from dssm_helpers.features import DEFAULT_POOLING
-    from dssm_helpers.training import Trainer, TrainingConfig
+    from dssm_helpers.training import Trainer, TrainingConfig, missing_compiler
 
     data, split, batches = prepare(load_tables(arguments.tables))
     rows = split.train[: arguments.steps * BATCH_SIZE]
-    result = {}
-    for name, pooling in (("", "mean"), ("course_pooling_", DEFAULT_POOLING)):
-        trainer = Trainer(_model(data, pooling), batches, TrainingConfig(epochs=2, batch_size=BATCH_SIZE))
-        started = []
-        trainer.fit(
-            rows, progress=False, on_epoch=lambda _, at=started: at.append((time.perf_counter(), time.process_time()))
-        )
-        wall, processor = (after - before for before, after in zip(*started, strict=True))  # the first epoch warms up
-        result[f"{name}examples_per_second"] = len(rows) / wall
-        result[f"{name}examples_per_cpu_second"] = len(rows) / processor
-    return result | {"steps": arguments.steps}
+    result = {"steps": arguments.steps}
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # else a second run would find what the first compiled
+        for name, pooling in (("", "mean"), ("course_pooling_", DEFAULT_POOLING)):
+            for compiled, compile_ in (("", False), ("compiled_", True)):
+                if compile_ and missing_compiler():
+                    continue
+                config = TrainingConfig(epochs=1 + EPOCHS_TIMED, batch_size=BATCH_SIZE)
+                trainer = Trainer(_model(data, pooling), batches, config, compile=compile_)
+                at = [shared.both_clocks()]
+                trainer.fit(rows, progress=False, on_epoch=lambda _, at=at: at.append(shared.both_clocks()))
+                rates = shared.rates(at, len(rows))
+                result |= {f"{name}{compiled}{rate}": value for rate, value in rates.items()}
+    return result
 
 
 def evaluate(arguments: argparse.Namespace) -> dict:

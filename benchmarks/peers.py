@@ -155,7 +155,8 @@ def train(run: Runner, arguments: argparse.Namespace) -> dict:
     result = run.take_turns("train", arguments.rounds, tables, tables)
     result["what"] = (
         "in-batch softmax, batch 256, history 50, mean pooling, embeddings 16, towers 256-128-64 (its example's); "
-        "ours with logQ and masks, the peer in its mode in_batch_neg=True, loading in its own process"
+        "ours with logQ and masks, the peer in its mode in_batch_neg=True, loading in its own process; compiled: "
+        "Trainer(compile=True), torch.compile of both towers"
     )
     print("  profile of our training step", flush=True)
     return result | {"profile": run.ours("profile", *tables)}

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -227,6 +231,31 @@ def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     return RowwiseAdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
 
 
+def _check_can_compile(model: DSSM, device: torch.device) -> None:
+    """Say what stands in the way before training starts, not deep inside its first step."""
+    if any(module.sparse for module in model.modules() if isinstance(module, nn.Embedding)):
+        raise ValueError(
+            "torch.compile cannot trace the sparse gradient of a table declared rows_only; "
+            "declare the feature without it, or leave compile=False"
+        )
+    missing = missing_compiler() if device.type == "cpu" else None
+    if missing:
+        raise ValueError(
+            f"compile=True needs a C++ compiler and Python's headers, and there is {missing}. Install them (Debian and "
+            "Ubuntu: g++ and python3-dev, macOS: xcode-select --install, Windows: Visual Studio's C++ build tools), "
+            "name your compiler in the environment variable CXX, or leave compile=False"
+        )
+
+
+def missing_compiler() -> str | None:
+    """What ``torch.compile``, which writes C++ for a CPU, does not find here; ``None`` if all is there."""
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(compiler) is None:
+        return f"no {compiler!r} on the PATH"
+    headers = Path(sysconfig.get_path("include"))
+    return None if (headers / "Python.h").exists() else f"no Python.h in {headers}"
+
+
 class Diverged(RuntimeError):
     """The loss became NaN or infinite."""
 
@@ -238,18 +267,31 @@ class Trainer:
         model: trained in place.
         batches: forms the batches; model and batches are on one device.
         config: see :class:`TrainingConfig`.
+        compile: train through ``torch.compile`` of both towers. The first step then takes many seconds; each later one
+            saves the more, the smaller the operations are (``benchmarks/RESULTS.md``): for long runs.
+
+    Raises:
+        ValueError: model and batches are on different devices, or ``compile`` where that cannot work.
 
     Attributes:
         history: one row per epoch: epoch, loss, validation metrics, seconds (training only), learning_rate.
     """
 
-    def __init__(self, model: DSSM, batches: BatchBuilder, config: TrainingConfig | None = None):
+    def __init__(
+        self, model: DSSM, batches: BatchBuilder, config: TrainingConfig | None = None, *, compile: bool = False
+    ):
         self.model, self.batches, self.config = model, batches, config or TrainingConfig()
         if next(model.parameters()).device.type != batches.device.type:
             raise ValueError(
                 f"the model is on {next(model.parameters()).device}, the batches on {batches.device}; "
                 "use model.to(device) and BatchBuilder(..., device=device) with one device"
             )
+        # Only training goes through the compiled towers: evaluation has other batch sizes, and each would be compiled.
+        self._user_tower: Callable[[Batch], Tensor] = model.user_tower
+        self._item_tower: Callable[[Batch], Tensor] = model.item_tower
+        if compile:
+            _check_can_compile(model, batches.device)
+            self._user_tower, self._item_tower = torch.compile(model.user_tower), torch.compile(model.item_tower)
         self.optimizer = adamw(model, self.config)
         self._epoch = 0
         self._rows: list[dict[str, float]] = []
@@ -335,8 +377,8 @@ class Trainer:
     ) -> Tensor:
         config, model = self.config, self.model
         batch: Batch = self.batches(positions)
-        users = model.user_tower(batch)  # [B, D]
-        items = model.item_tower(batch)  # [B, D]
+        users = self._user_tower(batch)  # [B, D]
+        items = self._item_tower(batch)  # [B, D]
         if sampler is None:
             return in_batch_loss(
                 (users / model.temperature) @ items.T,
@@ -350,7 +392,7 @@ class Trainer:
         # Many draws repeat a movie: encode each distinct one once, then look the vectors up.
         distinct, place = torch.unique(drawn, return_inverse=True)
         # (F.embedding, because the gradient of plain indexing is summed in an order that changes with the threads.)
-        negatives = F.embedding(place, model.item_tower(self.batches.items(distinct)))  # [B, n, D]
+        negatives = F.embedding(place, self._item_tower(self.batches.items(distinct)))  # [B, n, D]
         positive = (users * items).sum(dim=-1) / model.temperature  # [B]
         negative = (negatives @ users.unsqueeze(-1)).squeeze(-1) / model.temperature  # [B, n]
         return sampled_loss(config.objective, positive, negative, drawn == batch["movie_id"].unsqueeze(1))

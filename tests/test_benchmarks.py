@@ -174,7 +174,7 @@ def test_an_empty_report_claims_nothing():
     page = report.render({})
     rows = report.fast_rows({})
     assert {row[""] for row in rows} == {"not measured"}
-    assert len(rows) == 13
+    assert len(rows) == 14
     assert "met |" not in page.replace("not measured |", "")
 
 
@@ -209,10 +209,33 @@ def test_report_of_a_few_sections():
     assert rows["one user's answer, raw ids → titles, p99, one core"][""] == "goal met"
     soonest = rows["seconds of training to the peer's best Hit@100 (0.387)"]
     assert (soonest["peer"], soonest["ratio"], soonest[""]) == ("100 s to 0.350", "50×", "at least met")
-    assert rows["training examples per second"][""] == "not measured"
+    assert rows["training examples per second (towers compiled)"][""] == "not measured"
     page = report.render(results)
     assert "2020-02-02" in page
     assert "A CPU" in page
+
+
+def test_training_rates_come_from_the_epochs_after_the_first():
+    clocks = [(0.0, 0.0), (10.0, 8.0), (12.0, 9.0), (13.0, 10.0), (20.0, 11.0)]  # 10 s, then 2, 1 and 7
+    assert machine.rates(clocks, rows=100) == {
+        "examples_per_second": 50.0,
+        "examples_per_cpu_second": 100.0,
+        "seconds_to_start": 8.0,
+    }
+
+
+def test_what_compiling_costs_is_said_beside_what_it_gains():
+    ours = {
+        "examples_per_second": 20_000.0,
+        "compiled_examples_per_second": 25_000.0,
+        "compiled_seconds_to_start": 10.0,
+    }
+    ours |= {"course_pooling_examples_per_second": 10.0, "course_pooling_compiled_examples_per_second": 11.0}
+    assert "10 s before the first step" in report.compiling_pays(ours)
+    assert "after 1.0 M training examples" in report.compiling_pays(ours)
+    assert "1.10× as fast" in report.compiling_pays(ours)
+    assert "earned back" not in report.compiling_pays(ours | {"compiled_examples_per_second": 19_000.0})
+    assert report.compiling_pays({}) is None
 
 
 def test_a_target_that_no_run_reached_is_not_claimed():

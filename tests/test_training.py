@@ -23,6 +23,7 @@ from dssm_helpers.training import (
     in_batch_loss,
     load_weights,
     loss_at_chance,
+    missing_compiler,
     resolve_device,
     sampled_loss,
     save_weights,
@@ -254,6 +255,35 @@ def test_resumed_equals_uninterrupted_bit_for_bit(fit, tmp_path, objective):
     assert torch.equal(weights(whole), weights(resumed))
     columns = [c for c in whole.history if c != "seconds"]
     assert whole.history[columns].equals(resumed.history[columns])
+
+
+# -- compiled towers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(missing_compiler() is not None, reason=f"torch.compile finds {missing_compiler()}")
+@pytest.mark.parametrize("objective", ["in_batch", "list_wise"])
+def test_compiled_towers_train_alike_and_leave_the_model_as_it_is(data, batches, split, recipe, objective):
+    config = replace(QUICK, objective=objective)
+    plain, compiled = (
+        Trainer(build_model(data, replace(recipe, dropout=0.0), 0), batches, config, compile=c) for c in (False, True)
+    )
+    for trainer in (plain, compiled):
+        trainer.fit(split.train, split.validation, progress=False)
+    assert compiled.history["loss"].tolist() == pytest.approx(plain.history["loss"].tolist(), rel=1e-3)
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+
+
+def test_no_compiler_is_said_before_training(data, batches, recipe, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="no 'no-such-compiler' on the PATH"):
+        Trainer(build_model(data, recipe, 0), batches, QUICK, compile=True)
+
+
+def test_compiling_a_table_updated_by_rows_is_refused(data, batches, recipe, monkeypatch):
+    monkeypatch.setattr("dssm_helpers.features.LARGE_TABLE", 0)
+    with pytest.raises(ValueError, match="rows_only"):
+        Trainer(build_model(data, recipe, 0), batches, QUICK, compile=True)
 
 
 # -- tables updated row by row ------------------------------------------------------------------------------------
