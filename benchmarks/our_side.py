@@ -91,28 +91,34 @@ def _model(data, pooling="mean"):
 
 
 def train(arguments: argparse.Namespace) -> dict:
-    """Training examples per second: in-batch softmax with logQ and both masks, AdamW. Also the course's poolings.
+    """Training examples per second: in-batch softmax with logQ and both masks, AdamW.
 
-    Each as the course trains and with compiled towers, where there is a compiler.
+    Of the peer's widths, of these with the course's poolings, and of the course's default model; each as the course
+    trains and with compiled towers, where there is a compiler.
     """
     from dssm_helpers.features import DEFAULT_POOLING
     from dssm_helpers.training import Trainer, TrainingConfig, missing_compiler
+    from dssm_helpers.workspace import build_model, find_recipe
 
     data, split, batches = prepare(load_tables(arguments.tables))
     rows = split.train[: arguments.steps * BATCH_SIZE]
+    contenders = {
+        "": (lambda: _model(data), BATCH_SIZE),
+        "course_pooling_": (lambda: _model(data, DEFAULT_POOLING), BATCH_SIZE),
+        "default_": (lambda: build_model(data, "dssm"), find_recipe("dssm").training.batch_size),
+    }
+    ways = {"": False} if missing_compiler() else {"": False, "compiled_": True}
     result = {"steps": arguments.steps}
     with tempfile.TemporaryDirectory() as empty:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # else a second run would find what the first compiled
-        for name, pooling in (("", "mean"), ("course_pooling_", DEFAULT_POOLING)):
-            for compiled, compile_ in (("", False), ("compiled_", True)):
-                if compile_ and missing_compiler():
-                    continue
-                config = TrainingConfig(epochs=1 + EPOCHS_TIMED, batch_size=BATCH_SIZE)
-                trainer = Trainer(_model(data, pooling), batches, config, compile=compile_)
+        for name, (model, batch_size) in contenders.items():
+            for way, compiled in ways.items():
+                config = TrainingConfig(epochs=1 + EPOCHS_TIMED, batch_size=batch_size)
+                trainer = Trainer(model(), batches, config, compile=compiled)
                 at = [shared.both_clocks()]
                 trainer.fit(rows, progress=False, on_epoch=lambda _, at=at: at.append(shared.both_clocks()))
                 rates = shared.rates(at, len(rows))
-                result |= {f"{name}{compiled}{rate}": value for rate, value in rates.items()}
+                result |= {f"{name}{way}{rate}": value for rate, value in rates.items()}
     return result
 
 

@@ -136,8 +136,14 @@ def compiling_pays(ours: Mapping[str, Any]) -> str | None:
     saved = 1 / ours["examples_per_second"] - 1 / ours["compiled_examples_per_second"]
     if saved > 0:
         text += f", which later steps have earned back after {costs / saved / 1e6:.1f} M training examples"
-    gain = ours["course_pooling_compiled_examples_per_second"] / ours["course_pooling_examples_per_second"]
-    return f"{text}; with the course's three poolings at these widths a compiled step is {gain:.2f}× as fast"
+    gains = [
+        ours[f"{name}compiled_examples_per_second"] / ours[f"{name}examples_per_second"]
+        for name in ("course_pooling_", "default_")
+    ]
+    return (
+        f"{text}; a compiled step with the course's three poolings at these widths is {gains[0]:.2f}× as fast, "
+        f"one of the course's default model {gains[1]:.2f}×"
+    )
 
 
 def _peer_quality(results: Mapping[str, Any]) -> str:

@@ -231,9 +231,10 @@ def test_what_compiling_costs_is_said_beside_what_it_gains():
         "compiled_seconds_to_start": 10.0,
     }
     ours |= {"course_pooling_examples_per_second": 10.0, "course_pooling_compiled_examples_per_second": 11.0}
+    ours |= {"default_examples_per_second": 10.0, "default_compiled_examples_per_second": 12.0}
     assert "10 s before the first step" in report.compiling_pays(ours)
     assert "after 1.0 M training examples" in report.compiling_pays(ours)
-    assert "1.10× as fast" in report.compiling_pays(ours)
+    assert "1.10× as fast, one of the course's default model 1.20×" in report.compiling_pays(ours)
     assert "earned back" not in report.compiling_pays(ours | {"compiled_examples_per_second": 19_000.0})
     assert report.compiling_pays({}) is None
 
