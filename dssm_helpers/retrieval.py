@@ -171,12 +171,12 @@ class Index:
             keep = ids != NOTHING
             for i, row in enumerate(todo):
                 if len(excluded[row]):
-                    keep[i] &= ~np.isin(ids[i], excluded[row])
+                    keep[i] &= ~_among(ids[i], excluded[row])
             best = np.argsort(~keep, axis=1, kind="stable")[:, :k]  # those to keep first, otherwise in the old order
-            kept = np.take_along_axis(keep, best, axis=1)
+            at = np.arange(len(todo))[:, None], best
             width = best.shape[1]
-            found_ids[todo, :width] = np.where(kept, np.take_along_axis(ids, best, axis=1), NOTHING)
-            found_scores[todo, :width] = np.where(kept, np.take_along_axis(scores, best, axis=1), -np.inf)
+            found_ids[todo, :width] = np.where(keep[at], ids[at], NOTHING)
+            found_scores[todo, :width] = np.where(keep[at], scores[at], -np.inf)
             todo = todo[(found_ids[todo] != NOTHING).sum(axis=1) < np.minimum(left[todo], k)]
         if len(todo) and not allow_fewer:
             raise ValueError(
@@ -251,8 +251,7 @@ class Index:
         """Which of ``ids`` are in the index, without a pass over the whole catalogue."""
         if getattr(self, "_sorted_from", None) is not self.ids:
             self._sorted_from, self._sorted = self.ids, np.sort(self.ids)
-        place = np.searchsorted(self._sorted, ids).clip(max=len(self) - 1)
-        return self._sorted[place] == ids
+        return _among(ids, self._sorted)
 
     # What a backend supplies ----------------------------------------------------------------------------------------
 
@@ -295,10 +294,9 @@ class ExactIndex(Index):
                 best = np.argpartition(product, -n, axis=1)[:, -n:]
             else:
                 best = np.broadcast_to(np.arange(n), product.shape)
-            values = np.take_along_axis(product, best, axis=1)
-            order = np.argsort(-values, axis=1, kind="stable")
-            ids[rows] = self.ids[np.take_along_axis(best, order, axis=1)]
-            scores[rows] = np.take_along_axis(values, order, axis=1)
+            row = np.arange(len(product))[:, None]
+            best = best[row, np.argsort(-product[row, best], axis=1, kind="stable")]
+            ids[rows], scores[rows] = self.ids[best], product[row, best]
         return ids, scores
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, kept: np.ndarray) -> None:
@@ -811,6 +809,11 @@ def _checked_vectors(vectors: Any, normalize: bool, *, what: str = "vectors", si
     if len(length) and length.min() < 1e-12:
         raise ValueError(f"{what}: row {length.argmin()} has length zero, so it has no direction and no cosine")
     return array / length
+
+
+def _among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Which ``values`` are in ``ordered``, sorted and not empty; for one request, many times as fast as np.isin."""
+    return ordered[np.searchsorted(ordered, values).clip(max=len(ordered) - 1)] == values
 
 
 def _checked_ids(ids: Sequence[int] | None, n: int) -> np.ndarray:

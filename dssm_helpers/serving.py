@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -378,14 +379,15 @@ class Recommender:
             )
         request = self.encode(user, history)
         if request.basis == "popularity":
-            best = [(movie_id, count) for movie_id, count in self.popular if movie_id not in request.seen][:k]
-            ids, scores = [movie_id for movie_id, _ in best], [float(count) for _, count in best]
+            ranked: Iterable[tuple[int, float]] = self.popular
         else:
             vector = self.user_tower(request.batch)  # [1, D]
             found, cosines = self.index.search(vector, k, exclude=[request.seen], allow_fewer=True)
-            # The index pads with -1 where fewer than k are left; another process may have added what was seen.
-            real = (found[0] >= 0) & ~np.isin(found[0], list(request.seen))
-            ids, scores = found[0][real].tolist(), cosines[0][real].tolist()
+            ranked = zip(found[0].tolist(), cosines[0].tolist(), strict=True)
+        # The index pads with -1 where fewer than k are left; another process may have added what was seen.
+        left = ((movie_id, score) for movie_id, score in ranked if movie_id >= 0 and movie_id not in request.seen)
+        best = list(islice(left, k))
+        ids, scores = [movie_id for movie_id, _ in best], [float(score) for _, score in best]
         titles = [self.titles.get(movie_id, f"movie {movie_id}") for movie_id in ids]
         return Recommendations(ids, titles, scores, request.basis, request.ignored)
 
