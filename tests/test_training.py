@@ -263,8 +263,19 @@ def test_resumed_equals_uninterrupted_bit_for_bit(fit, tmp_path, objective):
 @pytest.mark.slow
 @pytest.mark.skipif(missing_compiler() is not None, reason=f"torch.compile finds {missing_compiler()}")
 @pytest.mark.parametrize("objective", ["in_batch", "list_wise"])
-def test_compiled_towers_train_alike_and_leave_the_model_as_it_is(data, batches, split, recipe, objective):
-    config = replace(QUICK, objective=objective)
+def test_compiled_towers_train_alike_and_leave_the_model_as_it_is(data, batches, split, recipe, objective, monkeypatch):
+    config, called, torch_compile = replace(QUICK, objective=objective), [], torch.compile
+
+    def watched(tower):
+        compiled_tower = torch_compile(tower)
+
+        def call(batch):
+            called.append(tower)
+            return compiled_tower(batch)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", watched)
     plain, compiled = (
         Trainer(build_model(data, replace(recipe, dropout=0.0), 0), batches, config, compile=c) for c in (False, True)
     )
@@ -272,6 +283,9 @@ def test_compiled_towers_train_alike_and_leave_the_model_as_it_is(data, batches,
         trainer.fit(split.train, split.validation, progress=False)
     assert compiled.history["loss"].tolist() == pytest.approx(plain.history["loss"].tolist(), rel=1e-3)
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    encoded_per_step = ["user_tower", "item_tower"] + ["item_tower"] * (objective == "list_wise")  # the negatives
+    steps = QUICK.epochs * (len(split.train) // QUICK.batch_size)
+    assert called == [getattr(compiled.model, name) for name in encoded_per_step] * steps
 
 
 def test_no_compiler_is_said_before_training(data, batches, recipe, monkeypatch):
