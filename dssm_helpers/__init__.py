@@ -1,11 +1,8 @@
-"""Helpers of the DSSM course: one small module per notebook.
+"""What the DSSM course builds, readable in an evening.
 
-Import order (a module imports only modules to its left)::
-
-    vocabulary  data  features  model  evaluation  training  retrieval  visualization  onnx_export  serving
-                                                                                  workspace, checks (may import all)
-
-Importing the package is cheap and needs no torch: ``serving`` runs where torch is not installed.
+:data:`MODULES` is the order of imports: a module imports only modules before it, and never ``dssm_helpers.course``, the
+school around this library. Importing the package is cheap and needs no torch: ``serving`` runs where torch is not
+installed.
 """
 
 import os as _os
@@ -14,7 +11,12 @@ import os as _os
 # The variable is read once, when torch loads its OpenMP runtime, so it has to be set before the first `import torch`.
 _os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
+
+MODULES = (
+    "settings", "files", "vocabulary", "schema", "movielens", "data", "features", "model", "fast", "objectives",
+    "training", "recipes", "evaluation", "retrieval", "visualization", "onnx_export", "serving", "distributed",
+)  # fmt: skip
 
 
 def seed_everything(seed: int = 0) -> None:

@@ -1,557 +1,42 @@
-"""MovieLens as three tables, encoded once and split by time (notebook 01).
+"""Interactions as flat arrays of indices, split by time (notebook 01).
 
-MovieLens: F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS 5(4), 2015.
-The ratings may not be redistributed, so they are fetched (or found) and never shipped.
+A table of interactions (who, what, when), and tables of users and items with any columns beside them, declared by a
+:class:`~dssm_helpers.schema.Schema`. Nothing here knows where they come from.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
-from .files import sha256, write_atomically
-from .vocabulary import FIRST, UNKNOWN, Vocabulary, age_group, zip_area
-
-DATASETS = ("ml-100k", "ml-1m", "synthetic")
-
-GENRES_100K = (
-    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
-    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
-)  # fmt: skip
-OCCUPATIONS_1M = (
-    "other", "educator", "artist", "clerical", "college student", "customer service", "doctor", "executive", "farmer",
-    "homemaker", "K-12 student", "lawyer", "programmer", "retired", "salesman", "scientist", "self-employed",
-    "engineer", "tradesman", "none", "writer",
-)  # fmt: skip
-
-REQUIRED_COLUMNS = {
-    "ratings": ("user_id", "movie_id", "rating", "timestamp"),
-    "users": ("user_id", "gender", "age", "occupation", "zip"),
-    "movies": ("movie_id", "title", "genres", "year"),
-}
-
-
-@dataclass(frozen=True)
-class MovieLens:
-    """Three tables with the MovieLens-1M columns.
-
-    ``ratings``: user_id, movie_id, rating, timestamp (seconds). ``users``: user_id, gender, age (years; in ml-1m the
-    lower bound of a group), occupation (a name), zip (text). ``movies``: movie_id, title, genres (``"A|B"``), year
-    (0 where the title has none).
-    """
-
-    name: str
-    ratings: pd.DataFrame
-    users: pd.DataFrame
-    movies: pd.DataFrame
-
-    def __repr__(self) -> str:
-        return (
-            f"MovieLens({self.name!r}: {len(self.ratings):,} ratings, "
-            f"{len(self.users):,} users, {len(self.movies):,} movies)"
-        )
-
-
-class DataUnavailable(RuntimeError):
-    """No source gave the data. The message names every source, its reason, and what to put where by hand."""
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Where the files come from
-# --------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One data set's download: ``urls`` are tried in order and must all have the SHA-256 ``digest``."""
-
-    filename: str
-    digest: str
-    urls: tuple[str, ...]
-    wheel: tuple[str, str, str] | None = None  # (requirement, file name, SHA-256) of a public wheel with a copy
-    n_ratings: int = 0
-    ratings_digest: str | None = None  # of the parsed ratings; known where a copy could be checked
-    page: str = "https://grouplens.org/datasets/movielens/"
-
-
-ARCHIVES = {
-    "ml-100k": Archive(
-        filename="ml-100k.zip",
-        digest="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
-        urls=(
-            "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-            "https://huggingface.co/datasets/Recommenders/MovieLens/resolve/main/ml-100k.zip",
-        ),
-        wheel=(
-            "recbole==1.2.1",
-            "recbole-1.2.1-py3-none-any.whl",
-            "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-        ),
-        n_ratings=100_000,
-        ratings_digest="d0366dc73dcd6c6620782fc3436fc07a4a003fe17c863aee0829c53db6a8f574",
-    ),
-    "ml-1m": Archive(
-        filename="ml-1m.zip",
-        digest="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
-        urls=(
-            "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
-            "https://huggingface.co/datasets/Recommenders/MovieLens/resolve/main/ml-1m.zip",
-        ),
-        n_ratings=1_000_209,
-    ),
-}
-
-
-def data_dir() -> Path:
-    """Folder of downloaded data: ``DSSM_DATA_DIR``, else ``data/`` in the repository (or the working folder)."""
-    return Path(os.environ.get("DSSM_DATA_DIR") or project_root() / "data").expanduser()
-
-
-def project_root() -> Path:
-    """The clone this package runs from, else the working folder (an installed package, as on Colab)."""
-    here = Path(__file__).resolve().parent.parent
-    return here if (here / "pyproject.toml").exists() else Path.cwd()
-
-
-def load_movielens(
-    name: str = "ml-100k", *, folder: str | Path | None = None, progress: bool = True, **synthetic_size: int
-) -> MovieLens:
-    """Load a data set by name; fetch it on first use.
-
-    Sources, in order, each verified before use: the zip in ``folder``; an unpacked copy the user put there;
-    GroupLens; a byte-identical mirror; for ml-100k, the copy inside a public wheel.
-
-    Args:
-        name: ``"ml-100k"``, ``"ml-1m"`` or ``"synthetic"``.
-        folder: where downloads live; default :func:`data_dir`.
-        progress: draw a progress bar while downloading.
-        synthetic_size: ``n_ratings``, ``n_users``, ``n_movies``, ``seed`` for ``"synthetic"``, see :func:`synthetic`.
-
-    Raises:
-        ValueError: unknown name, or a source whose content is not what it should be.
-        DataUnavailable: every source failed.
-    """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}")
-    if name == "synthetic":
-        return synthetic(**synthetic_size)
-    if synthetic_size:
-        raise ValueError(f"{', '.join(synthetic_size)} only apply to 'synthetic'; {name} has its own size")
-    archive = ARCHIVES[name]
-    folder = Path(folder) if folder else data_dir()
-    path, failures = _find(name, archive, folder, progress)
-    if path is None:
-        raise DataUnavailable(_what_to_do(name, archive, folder, failures))
-    tables = _parse(name, path)
-    check_tables(tables)
-    return tables
-
-
-def _find(name: str, archive: Archive, folder: Path, progress: bool) -> tuple[Path | None, list[str]]:
-    """The first source that verifies, and why the ones before it did not."""
-    failures: list[str] = []
-    attempts: list[tuple[str, Callable[[], Path | None]]] = [
-        (f"{folder / archive.filename}", lambda: _verified(folder / archive.filename, archive.digest)),
-        (f"unpacked folder {folder / name}", lambda: _unpacked(name, archive, folder / name)),
-    ]
-    if archive.wheel:
-        _, wheel_name, wheel_digest = archive.wheel
-        attempts.append((f"{folder / wheel_name}", lambda: _verified(folder / wheel_name, wheel_digest)))
-    attempts += [(url, lambda url=url: _download(url, archive, folder, progress)) for url in archive.urls]
-    if archive.wheel:
-        attempts.append((f"pip download {archive.wheel[0]}", lambda: _from_wheel(archive.wheel, folder)))
-    for source, attempt in attempts:
-        try:
-            found = attempt()
-        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:  # of pooch, pandas and pip
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            failures.append(f"{source}: {reason[-1][:300]}")
-            continue
-        if found is not None:
-            return found, failures
-    return None, failures
-
-
-def _verified(path: Path, digest: str) -> Path | None:
-    if not path.exists():
-        return None
-    found = sha256(path)
-    if found != digest:
-        raise ValueError(f"not the published file (SHA-256 {found[:12]}…, expected {digest[:12]}…); left untouched")
-    return path
-
-
-def _unpacked(name: str, archive: Archive, path: Path) -> Path | None:
-    """A folder with the original files. Its digest is not published, so the parsed content is compared instead."""
-    if not path.is_dir():
-        return None
-    ratings = _parse(name, path).ratings
-    if len(ratings) != archive.n_ratings:
-        raise ValueError(f"{len(ratings):,} ratings, expected {archive.n_ratings:,}; the folder is incomplete")
-    if archive.ratings_digest and ratings_digest(ratings) != archive.ratings_digest:
-        raise ValueError("the ratings differ from the published ones; left untouched")
-    return path
-
-
-def ratings_digest(ratings: pd.DataFrame) -> str:
-    """SHA-256 of the ratings' four columns in file order, whatever format they came in."""
-    rows = ratings[list(REQUIRED_COLUMNS["ratings"])].to_numpy(dtype="<i8")
-    return hashlib.sha256(rows.tobytes()).hexdigest()
-
-
-def _download(url: str, archive: Archive, folder: Path, progress: bool) -> Path:
-    import logging
-
-    import pooch
-
-    pooch.get_logger().setLevel(logging.WARNING)  # the progress bar says what is going on
-    target = folder / archive.filename
-    if target.exists():  # it did not verify above: a file the user put there is never overwritten
-        raise ValueError(f"{target} is in the way and is not the published file; move it away to download again")
-    with write_atomically(target) as temporary:
-        pooch.retrieve(
-            url,
-            known_hash=f"sha256:{archive.digest}",
-            fname=temporary.name,
-            path=temporary.parent,
-            downloader=pooch.HTTPDownloader(progressbar=progress, timeout=20),
-        )
-    return target
-
-
-def _from_wheel(wheel: tuple[str, str, str], folder: Path) -> Path:
-    """Fetch the wheel through whatever package index the user has configured for pip."""
-    requirement, filename, digest = wheel
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, requirement]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            raise OSError(done.stderr.strip() or f"pip ended with {done.returncode}")
-        fetched = _verified(Path(temporary) / filename, digest)
-        if fetched is None:
-            raise ValueError(f"pip did not deliver {filename}")
-        with write_atomically(folder / filename) as target:
-            target.write_bytes(fetched.read_bytes())
-    return folder / filename
-
-
-def _what_to_do(name: str, archive: Archive, folder: Path, failures: list[str]) -> str:
-    tried = "\n".join(f"  - {failure}" for failure in failures) or "  - no source is configured"
-    return (
-        f"could not get {name}. Tried:\n{tried}\n"
-        f"What you can do: download {archive.filename} from {archive.page} in a browser and put it, unopened, at\n"
-        f"  {folder / archive.filename}\n"
-        f"or unpack it to\n  {folder / name}\n"
-        "or set DSSM_DATA_DIR to a folder that has it. Offline, DSSM_DATASET=synthetic runs the whole course on "
-        "generated data."
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# From files to tables
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _open_members(path: Path) -> Callable[[str], bytes]:
-    """A reader of files by base name, from a zip (nothing is unpacked) or a folder."""
-    if path.is_dir():
-        files = {p.name: p for p in sorted(path.rglob("*")) if p.is_file()}
-
-        def read(member: str) -> bytes:
-            if member not in files:
-                raise ValueError(f"{member} is missing in {path}")
-            return files[member].read_bytes()
-
-        return read
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a zip file ({error})") from error
-    names = archive.namelist()
-    for member in names:
-        if "\\" in member or PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member).parts:
-            raise ValueError(f"{path} holds the unsafe path {member!r}; refusing to read it")
-    by_name = {PurePosixPath(member).name: member for member in names if not member.endswith("/")}
-
-    def read(member: str) -> bytes:
-        if member not in by_name:
-            raise ValueError(f"{member} is missing in {path}")
-        return archive.read(by_name[member])
-
-    return read
-
-
-def _parse(name: str, path: Path) -> MovieLens:
-    read = _open_members(path)
-    if path.suffix == ".whl":
-        return _parse_wheel(name, read)
-    return _parse_100k(name, read) if name == "ml-100k" else _parse_1m(name, read)
-
-
-def _table(raw: bytes, separator: str, columns: list[str], *, header: int | None = None) -> pd.DataFrame:
-    """Delimited text without quoting. ``::`` becomes a tab first: pandas' fast parser takes one character only."""
-    encoding = "utf-8" if header is not None else "latin-1"
-    if len(separator) > 1:
-        raw, separator = raw.replace(separator.encode(), b"\t"), "\t"
-    text_columns = {c: str for c in ("zip", "title", "genres", "gender", "occupation", "year") if c in columns}
-    return pd.read_csv(
-        io.BytesIO(raw),
-        sep=separator,
-        names=columns,
-        header=header,
-        encoding=encoding,
-        dtype=text_columns,
-        quoting=3,
-        keep_default_na=False,
-        usecols=range(len(columns)),
-    )
-
-
-def _parse_100k(name: str, read: Callable[[str], bytes]) -> MovieLens:
-    ratings = _table(read("u.data"), "\t", ["user_id", "movie_id", "rating", "timestamp"])
-    users = _table(read("u.user"), "|", ["user_id", "age", "gender", "occupation", "zip"])
-    flags = [f"genre_{i}" for i in range(len(GENRES_100K))]
-    movies = _table(read("u.item"), "|", ["movie_id", "title", "released", "video", "imdb", *flags])
-    on = movies[flags].to_numpy() == 1
-    movies["genres"] = ["|".join(g for g, flag in zip(GENRES_100K, row, strict=True) if flag) for row in on]
-    return _tables(name, ratings, users, movies)
-
-
-def _parse_1m(name: str, read: Callable[[str], bytes]) -> MovieLens:
-    ratings = _table(read("ratings.dat"), "::", ["user_id", "movie_id", "rating", "timestamp"])
-    users = _table(read("users.dat"), "::", ["user_id", "gender", "age", "occupation", "zip"])
-    users["occupation"] = [OCCUPATIONS_1M[int(code)] for code in users["occupation"]]
-    movies = _table(read("movies.dat"), "::", ["movie_id", "title", "genres"])
-    return _tables(name, ratings, users, movies)
-
-
-def _parse_wheel(name: str, read: Callable[[str], bytes]) -> MovieLens:
-    ratings = _table(read("ml-100k.inter"), "\t", ["user_id", "movie_id", "rating", "timestamp"], header=0)
-    users = _table(read("ml-100k.user"), "\t", ["user_id", "age", "gender", "occupation", "zip"], header=0)
-    movies = _table(read("ml-100k.item"), "\t", ["movie_id", "title", "year", "genres"], header=0)
-    movies["title"] = [
-        "unknown" if title == "unkonwn" else f"{title} ({year})"  # the copy misspells movie 267
-        for title, year in zip(movies["title"], movies["year"], strict=True)
-    ]
-    order = {genre: place for place, genre in enumerate(GENRES_100K)}
-    movies["genres"] = ["|".join(sorted(g.split(), key=order.__getitem__)) for g in movies["genres"]]
-    return _tables(name, ratings, users, movies)
-
-
-def _tables(name: str, ratings: pd.DataFrame, users: pd.DataFrame, movies: pd.DataFrame) -> MovieLens:
-    """The common form: titles with single spaces, the year out of the title, integer columns."""
-    movies = movies.assign(title=movies["title"].str.split().str.join(" "))
-    year = movies["title"].str.extract(r".*\((\d{4})\)", expand=False)
-    movies["year"] = year.fillna("0").astype("int64")
-    for column in ("rating", "timestamp"):
-        ratings[column] = ratings[column].astype("int64")
-    return MovieLens(
-        name,
-        ratings[list(REQUIRED_COLUMNS["ratings"])],
-        users[list(REQUIRED_COLUMNS["users"])],
-        movies[list(REQUIRED_COLUMNS["movies"])],
-    )
-
-
-def check_tables(tables: MovieLens) -> None:
-    """Refuse tables that would train a wrong model in silence.
-
-    Raises:
-        ValueError: a missing column, an empty table, missing or non-numeric values, a duplicate key, a rating whose
-            user or movie is not in its table. The message says which rows and what to do.
-    """
-    _checked_indices(tables)
-
-
-def _checked_indices(tables: MovieLens) -> dict[str, np.ndarray]:
-    """Check as :func:`check_tables` says; the ratings' users and movies as indices, which the check needs anyway."""
-    for table, columns in REQUIRED_COLUMNS.items():
-        frame = getattr(tables, table)
-        missing = [c for c in columns if c not in frame.columns]
-        if missing:
-            raise ValueError(
-                f"{table}: missing column {', '.join(missing)}; found {', '.join(map(str, frame.columns))}"
-            )
-        if frame.empty:
-            raise ValueError(f"{table}: the table is empty; expected at least one row")
-        absent = frame[list(columns)].isna().any()
-        if absent.any():
-            column = absent.idxmax()
-            rows = frame.index[frame[column].isna()].tolist()
-            raise ValueError(f"{table}.{column}: {len(rows)} missing values, first in row {rows[0]}; drop or fill them")
-    numeric = {"ratings": ("user_id", "movie_id", "timestamp"), "users": ("user_id", "age"), "movies": ("movie_id",)}
-    for table, columns in numeric.items():
-        for column in columns:
-            values = getattr(tables, table)[column]
-            if not pd.api.types.is_integer_dtype(values):
-                raise ValueError(
-                    f"{table}.{column}: expected whole numbers, got {values.dtype} such as {values.iloc[0]!r}"
-                )
-    indices = {}
-    for table, key in (("users", "user_id"), ("movies", "movie_id")):
-        frame = getattr(tables, table)
-        _refuse_duplicates(table, frame, [key])
-        vocabulary = Vocabulary.fit(key, _integers(frame[key]))
-        indices[key] = vocabulary.encode(_integers(tables.ratings[key]))
-        strangers = indices[key] == UNKNOWN
-        if strangers.any():
-            raise ValueError(
-                f"ratings: {int(strangers.sum())} rows have a {key} that is not in {table}, "
-                f"first {tables.ratings.loc[strangers, key].iloc[0]}; add it to {table} or drop those ratings"
-            )
-    # One number per (user, movie): sorting tens of millions of them is several times faster than hashing pairs.
-    pairs = indices["user_id"] * (indices["movie_id"].max() + 1) + indices["movie_id"]
-    pairs.sort()
-    if (pairs[1:] == pairs[:-1]).any():
-        _refuse_duplicates("ratings", tables.ratings, ["user_id", "movie_id"])
-    return indices
-
-
-def _integers(column: pd.Series) -> np.ndarray:
-    """The column as int64, whichever of pandas' integer types it has."""
-    return column.to_numpy(dtype=np.int64)
-
-
-def _refuse_duplicates(table: str, frame: pd.DataFrame, key: list[str]) -> None:
-    twice = frame.duplicated(key)
-    if twice.any():
-        first = frame.loc[twice, key].iloc[0].to_dict()
-        raise ValueError(
-            f"{table}: {int(twice.sum())} duplicate rows, first {first}; keep one each, for example with "
-            f"{table}.drop_duplicates({key})"
-        )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Generated data
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def synthetic(
-    n_ratings: int = 20_000, n_users: int | None = None, n_movies: int | None = None, seed: int = 0
-) -> MovieLens:
-    """Ratings with planted tastes, for tests, offline use and scaling runs. Never to be shown as real data.
-
-    Each user mixes a few of 18 genres. A user stays in a genre for a while, then moves to another of their mix, and
-    within a genre picks movies by a long-tailed popularity: so what comes next depends on the last few movies, which
-    is what a sequence model should find and a popularity count cannot.
-
-    Args:
-        n_ratings: exact number of rows.
-        n_users, n_movies: default about 100 ratings per user, and 400 to 20,000 movies growing with the ratings.
-        seed: the same seed gives the same tables.
-    """
-    n_users = n_users or max(20, n_ratings // 100)
-    n_movies = n_movies or int(np.clip(8 * n_ratings**0.5, 400, 20_000))
-    if min(n_ratings, n_users, n_movies) < 1:
-        raise ValueError(f"sizes must be positive, got n_ratings={n_ratings}, n_users={n_users}, n_movies={n_movies}")
-    if n_ratings > 0.25 * n_users * n_movies:
-        raise ValueError(
-            f"{n_ratings:,} ratings fill over a quarter of {n_users:,} users × {n_movies:,} movies; "
-            "give more users or movies"
-        )
-    generator = np.random.default_rng(seed)
-    genres = GENRES_100K[1:]
-    n_genres = len(genres)
-
-    movie_genre = generator.integers(0, n_genres, n_movies)
-    movie_genre[: min(n_genres, n_movies)] = np.arange(min(n_genres, n_movies))  # no genre without a movie
-    second = generator.integers(0, n_genres, n_movies)
-    popularity = 1.0 / (1.0 + generator.permutation(n_movies)) ** 0.8
-
-    # One cumulative distribution per genre, laid end to end: genre g owns [g, g + 1).
-    order = np.argsort(movie_genre, kind="stable")
-    weight = popularity[order]
-    total = np.bincount(movie_genre, weights=popularity, minlength=n_genres)
-    inside = np.cumsum(weight) - np.concatenate([[0.0], np.cumsum(total)])[movie_genre[order]]
-    ladder = movie_genre[order] + (inside / total[movie_genre[order]]).clip(0, 1 - 1e-12)
-
-    tastes = np.argsort(generator.random((n_users, n_genres)), axis=1)[:, :3].astype(np.int8)  # three genres a user
-    length = generator.lognormal(0, 0.8, n_users)
-    # Repeats of a (user, movie) pair are dropped, so draw more than asked for; twice as many as long as it is short.
-    draw = int(1.3 * n_ratings) + 100
-    while True:
-        counts = np.maximum(1, np.floor(draw * length / length.sum())).astype(np.int64)
-        user = np.repeat(np.arange(n_users, dtype=np.int32), counts)
-        stay = generator.random(len(user), dtype=np.float32) < 0.85
-        stay[np.concatenate([[0], np.cumsum(counts)[:-1]])] = False  # a user's first movie starts a new streak
-        streak = np.cumsum(~stay) - 1
-        slot = generator.choice(3, size=int(streak[-1]) + 1, p=(0.5, 0.3, 0.2)).astype(np.int8)
-        genre = tastes[user, slot[streak]]
-        stray = generator.random(len(user), dtype=np.float32) < 0.05
-        genre = np.where(stray, generator.integers(0, n_genres, len(user), dtype=np.int8), genre)
-        del stay, streak, slot, stray
-        movie = order[np.searchsorted(ladder, genre + generator.random(len(user)), side="left").clip(max=n_movies - 1)]
-        _, first = np.unique(user.astype(np.int64) * n_movies + movie, return_index=True)
-        if len(first) >= n_ratings:
-            break
-        draw *= 2
-    kept = np.sort(generator.choice(first, n_ratings, replace=False))
-    user, movie = user[kept], movie[kept]
-    ratings = pd.DataFrame(
-        {
-            "user_id": user.astype(np.int64) + 1,
-            "movie_id": movie.astype(np.int64) + 1,
-            "rating": generator.integers(3, 6, n_ratings),
-            "timestamp": 874_724_710 + np.cumsum(generator.integers(1, 600, n_ratings)),
-        }
-    )
-    users = pd.DataFrame(
-        {
-            "user_id": np.arange(1, n_users + 1),
-            "gender": generator.choice(["F", "M"], n_users),
-            "age": generator.integers(15, 70, n_users),
-            "occupation": generator.choice(OCCUPATIONS_1M, n_users),
-            "zip": [f"{z:05d}" for z in generator.integers(0, 100_000, n_users)],
-        }
-    )
-    year = generator.integers(1930, 1999, n_movies)
-    movies = pd.DataFrame(
-        {
-            "movie_id": np.arange(1, n_movies + 1),
-            "title": [f"Generated film {i + 1} ({y})" for i, y in enumerate(year)],
-            "genres": [
-                genres[a] if a == b else f"{genres[a]}|{genres[b]}" for a, b in zip(movie_genre, second, strict=True)
-            ],
-            "year": year,
-        }
-    )
-    return MovieLens("synthetic", ratings, users, movies)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Encoded, flat, split by time
-# --------------------------------------------------------------------------------------------------------------------
+from .files import digest
+from .schema import Column, Schema
+from .vocabulary import FIRST, UNKNOWN, Vocabulary
 
 
 @dataclass(frozen=True)
 class EncodedData:
     """Everything as indices. Interactions are flat: sorted by (user, timestamp, original row).
 
-    A training example is a *position* in the flat arrays: the movie there is the target, the user's movies before it
-    are the history. Nothing is stored per example, so memory is O(ratings), not O(ratings × history length).
+    A training example is a *position* in the flat arrays: the item there is the target, the user's items before it
+    are the history. Nothing is stored per example, so memory is O(interactions), not O(interactions × history length).
 
     Attributes:
+        schema: the columns that are there, numbers with their groups.
         user, item: ``[N]`` int32, vocabulary indices. timestamp: ``[N]`` int64.
         offsets: ``[U + 1]`` int64; user ``u``'s rows are ``offsets[u]:offsets[u + 1]``.
-        vocabularies: by column name.
-        user_columns: name → ``[U]`` int64, row = user index (rows 0 and 1 belong to padding and the unknown user).
-        item_columns: name → ``[I]`` or ``[I, G]`` int64, row = movie index (likewise).
-        titles: movie index → title.
+        vocabularies: by column name; the keys are ``"user_id"`` and ``"item_id"``, whatever the tables call them.
+        user_columns: name → ``[U]`` or ``[U, G]`` int64, row = user index (rows 0 and 1: padding, unknown user).
+        item_columns: name → ``[I]`` or ``[I, G]`` int64, row = item index (likewise).
+        titles: item index → title.
     """
 
     name: str
+    schema: Schema
     user: np.ndarray
     item: np.ndarray
     timestamp: np.ndarray
@@ -568,8 +53,8 @@ class EncodedData:
 
     @property
     def n_items(self) -> int:
-        """Rows of a movie table, padding and unknown included."""
-        return len(self.vocabularies["movie_id"])
+        """Rows of an item table, padding and unknown included."""
+        return len(self.vocabularies["item_id"])
 
     def __len__(self) -> int:
         return len(self.user)
@@ -577,85 +62,155 @@ class EncodedData:
     def __repr__(self) -> str:
         return (
             f"EncodedData({self.name!r}: {len(self):,} interactions, "
-            f"{self.n_users - FIRST:,} users, {self.n_items - FIRST:,} movies)"
+            f"{self.n_users - FIRST:,} users, {self.n_items - FIRST:,} items)"
         )
 
     def history(self, position: int) -> np.ndarray:
-        """Movie indices the user rated before ``position``, oldest first."""
+        """Indices of the user's items before ``position``, oldest first."""
         return self.item[self.offsets[self.user[position]] : position]
 
     def item_counts(self, positions: np.ndarray) -> np.ndarray:
-        """How often each movie is the target at ``positions``: ``[I]`` int64."""
+        """How often each item is the target at ``positions``: ``[I]`` int64."""
         return np.bincount(self.item[positions], minlength=self.n_items)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the interactions and feature tables; artefacts carry it to know what they were made from."""
-        digest = hashlib.sha256()
+        """SHA-256 over the interactions, the columns and the schema; artefacts carry it to know what made them."""
+        found = hashlib.sha256(digest(self.schema.to_json()).encode())
         for array in (self.user, self.item, self.timestamp, *self.user_columns.values(), *self.item_columns.values()):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
 
-def encode(tables: MovieLens) -> EncodedData:
-    """Fit the vocabularies on the users and movies tables and flatten the ratings (notebook 01).
+def encode(
+    interactions: pd.DataFrame,
+    users: pd.DataFrame | None = None,
+    items: pd.DataFrame | None = None,
+    schema: Schema | None = None,
+    *,
+    name: str = "data",
+) -> EncodedData:
+    """Fit the vocabularies on the users' and items' tables and flatten the interactions (notebook 01).
+
+    Args:
+        interactions: one row each, with the schema's user, item and time (whole numbers) columns.
+        users, items: one row each, with the columns the schema declares; default: the distinct ids, without columns.
+        schema: default ``user_id``, ``item_id``, ``timestamp``, and no columns.
+        name: of the data set, for folders and messages.
 
     Raises:
-        ValueError: see :func:`check_tables`.
+        ValueError: a missing column, an empty table, missing values, a time that is no whole number, a duplicate key,
+            an interaction whose user or item is not in its table. The message says which rows and what to do.
     """
-    indices = _checked_indices(tables)
-    users, movies, ratings = tables.users, tables.movies, tables.ratings
-    genre_lists = [text.split("|") for text in movies["genres"]]
-    user_values = {
-        "user_id": users["user_id"].to_numpy(),
-        "gender": users["gender"].to_numpy(dtype=str),
-        "age": age_group(users["age"]),
-        "occupation": users["occupation"].to_numpy(dtype=str),
-        "zip": zip_area(users["zip"]),
-    }
-    item_values = {"movie_id": movies["movie_id"].to_numpy(), "year": movies["year"].to_numpy()}
-    vocabularies = {name: Vocabulary.fit(name, values) for name, values in {**user_values, **item_values}.items()}
-    vocabularies["genres"] = Vocabulary.fit("genres", [g for genres in genre_lists for g in genres])
-
-    user_columns = _columns(user_values, vocabularies, "user_id")
-    item_columns = _columns(item_values, vocabularies, "movie_id")
-    rows = vocabularies["movie_id"].encode(item_values["movie_id"])
-    genres = np.zeros((len(vocabularies["movie_id"]), max(map(len, genre_lists))), dtype=np.int64)
-    genres[1, 0] = 1
-    titles = ["(padding)", "(unknown)"] + [""] * len(movies)
-    flat = vocabularies["genres"].encode([g for values in genre_lists for g in values])
-    length = np.fromiter(map(len, genre_lists), dtype=np.int64)
-    column = np.arange(len(flat)) - np.repeat(np.cumsum(length) - length, length)
-    genres[np.repeat(rows, length), column] = flat
-    for row, title in zip(rows, movies["title"], strict=True):
-        titles[row] = title
-    item_columns["genres"] = genres
-
-    user = indices["user_id"].astype(np.int32)
-    order = np.lexsort((ratings["timestamp"].to_numpy(), user))  # stable: equal times keep their original order
+    schema = schema or Schema()
+    _check("interactions", interactions, [schema.user, schema.item, schema.time])
+    if not pd.api.types.is_integer_dtype(interactions[schema.time]):
+        example = interactions[schema.time].iloc[0]
+        raise ValueError(
+            f"interactions.{schema.time}: expected whole numbers, got {interactions[schema.time].dtype} such as "
+            f"{example!r}"
+        )
+    vocabularies, tables, fitted, rows = {}, {}, [], {}
+    for side, frame, key in (("user", users, schema.user), ("item", items, schema.item)):
+        if frame is None:
+            frame = interactions[[key]].drop_duplicates()
+        columns = [c for c in schema.of(side) if c.name in frame.columns or not c.optional]
+        title = [schema.title] if side == "item" and schema.title else []
+        _check(f"{side}s", frame, [key, *(c.name for c in columns), *title])
+        _refuse_duplicates(f"{side}s", frame, [key])
+        vocabulary = vocabularies[f"{side}_id"] = Vocabulary.fit(key, frame[key].to_numpy())
+        rows[side] = vocabulary.encode(interactions[key].to_numpy())
+        _refuse_strangers(rows[side], interactions[key], f"{side}s")
+        index = vocabulary.encode(frame[key].to_numpy())
+        tables[side] = {f"{side}_id": _placed(index, index, len(vocabulary))}
+        for column in columns:
+            column = column.fit(frame[column.name])
+            vocabularies[column.name], encoded = _encode_column(column, frame[column.name])
+            tables[side][column.name] = _placed(index, encoded, len(vocabulary))
+            fitted.append(column)
+        names = frame[schema.title] if title else frame[key]  # of the items, which come last
+    titles = ["(padding)", "(unknown)"] + [""] * (len(vocabulary) - FIRST)
+    for place, text in zip(index.tolist(), names.astype(str), strict=True):
+        titles[place] = text
+    _refuse_repeats(interactions, rows["user"], rows["item"], schema)
+    user = rows["user"].astype(np.int32)
+    order = np.lexsort((interactions[schema.time].to_numpy(), user))  # stable: equal times keep their original order
     user = user[order]
     return EncodedData(
-        name=tables.name,
+        name=name,
+        schema=replace(schema, columns=tuple(fitted)),
         user=user,
-        item=indices["movie_id"].astype(np.int32)[order],
-        timestamp=ratings["timestamp"].to_numpy()[order],
+        item=rows["item"].astype(np.int32)[order],
+        timestamp=interactions[schema.time].to_numpy(dtype=np.int64)[order],
         offsets=np.searchsorted(user, np.arange(len(vocabularies["user_id"]) + 1)),
         vocabularies=vocabularies,
-        user_columns=user_columns,
-        item_columns=item_columns,
+        user_columns=tables["user"],
+        item_columns=tables["item"],
         titles=titles,
     )
 
 
-def _columns(values: dict[str, np.ndarray], vocabularies: dict[str, Vocabulary], key: str) -> dict[str, np.ndarray]:
-    """Each column as indices, one row per index of ``key``: row 0 is all padding, row 1 all unknown."""
-    rows = vocabularies[key].encode(values[key])
-    columns = {}
-    for name, column in values.items():
-        table = np.zeros(len(vocabularies[key]), dtype=np.int64)
-        table[1] = 1
-        table[rows] = vocabularies[name].encode(column)
-        columns[name] = table
-    return columns
+def _encode_column(column: Column, values: pd.Series) -> tuple[Vocabulary, np.ndarray]:
+    """The vocabulary of a column, and its values as indices: ``[n]``, or ``[n, G]`` padded for a list."""
+    if column.kind != "list":
+        normalised = column.normalise(values.tolist())
+        vocabulary = Vocabulary.fit(column.name, normalised)
+        return vocabulary, vocabulary.encode(normalised)
+    lists = [column.split(value) for value in values]
+    length = np.fromiter(map(len, lists), dtype=np.int64)
+    flat = column.normalise([entry for entries in lists for entry in entries])
+    vocabulary = Vocabulary.fit(column.name, flat)
+    encoded = np.zeros((len(lists), max(1, length.max())), dtype=np.int64)
+    slot = np.arange(len(flat)) - np.repeat(np.cumsum(length) - length, length)
+    encoded[np.repeat(np.arange(len(lists)), length), slot] = vocabulary.encode(flat)
+    return vocabulary, encoded
+
+
+def _placed(index: np.ndarray, encoded: np.ndarray, n_rows: int) -> np.ndarray:
+    """A table with one row per index of the key: row 0 is all padding, row 1 unknown."""
+    table = np.zeros((n_rows, *encoded.shape[1:]), dtype=np.int64)
+    table.reshape(n_rows, -1)[UNKNOWN, 0] = UNKNOWN  # of a list: one unknown entry, the rest padding
+    table[index] = encoded
+    return table
+
+
+def _check(table: str, frame: pd.DataFrame, columns: list[str]) -> None:
+    missing = [c for c in columns if c not in frame.columns]
+    if missing:
+        raise ValueError(f"{table}: missing column {', '.join(missing)}; found {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise ValueError(f"{table}: the table is empty; expected at least one row")
+    absent = frame[columns].isna().any()
+    if absent.any():
+        column = absent.idxmax()
+        rows = frame.index[frame[column].isna()].tolist()
+        raise ValueError(f"{table}.{column}: {len(rows)} missing values, first in row {rows[0]}; drop or fill them")
+
+
+def _refuse_duplicates(table: str, frame: pd.DataFrame, key: list[str]) -> None:
+    twice = frame.duplicated(key)
+    if twice.any():
+        first = frame.loc[twice, key].iloc[0].to_dict()
+        raise ValueError(
+            f"{table}: {int(twice.sum())} duplicate rows, first {first}; keep one each, for example with "
+            f"{table}.drop_duplicates({key})"
+        )
+
+
+def _refuse_strangers(encoded: np.ndarray, raw: pd.Series, table: str) -> None:
+    strangers = encoded == UNKNOWN
+    if strangers.any():
+        raise ValueError(
+            f"interactions: {int(strangers.sum())} rows have a {raw.name} that is not in {table}, "
+            f"first {raw[strangers].iloc[0]}; add it to {table} or drop those interactions"
+        )
+
+
+def _refuse_repeats(interactions: pd.DataFrame, user: np.ndarray, item: np.ndarray, schema: Schema) -> None:
+    # One number per (user, item): sorting tens of millions of them is several times faster than hashing pairs.
+    pairs = user * (item.max() + 1) + item
+    pairs.sort()
+    if (pairs[1:] == pairs[:-1]).any():
+        _refuse_duplicates("interactions", interactions, [schema.user, schema.item])
 
 
 @dataclass(frozen=True)
@@ -671,11 +226,18 @@ class Split:
         note = f", {self.n_users_without_test} users with one rating only train" if self.n_users_without_test else ""
         return f"Split(train={len(self.train):,}, validation={len(self.validation):,}, test={len(self.test):,}{note})"
 
+    def fingerprint(self) -> str:
+        """SHA-256 over the three parts; whatever was trained on one split is never taken for another's."""
+        found = hashlib.sha256()
+        for part in (self.train, self.validation, self.test):
+            found.update(len(part).to_bytes(8, "little") + np.ascontiguousarray(part).tobytes())
+        return found.hexdigest()
+
 
 def split_by_time(data: EncodedData) -> Split:
     """Per user: the last interaction is the test, the one before the validation, the rest training (notebook 01).
 
-    A user with a single rating stays in training and is counted in ``n_users_without_test``.
+    A user with a single interaction stays in training and is counted in ``n_users_without_test``.
     """
     start, end = data.offsets[:-1], data.offsets[1:]
     length = end - start
@@ -684,3 +246,13 @@ def split_by_time(data: EncodedData) -> Split:
     held_out = np.zeros(len(data), dtype=bool)
     held_out[test] = held_out[validation] = True
     return Split(np.flatnonzero(~held_out), validation, test, int((length == 1).sum()))
+
+
+SPLITS: dict[str, Callable[[EncodedData], Split]] = {"leave_last_out": split_by_time}
+
+
+def make_split(data: EncodedData, how: str = "leave_last_out") -> Split:
+    """A split by name, one of :data:`SPLITS`."""
+    if how not in SPLITS:
+        raise ValueError(f"unknown split {how!r}; choose from {', '.join(SPLITS)}")
+    return SPLITS[how](data)

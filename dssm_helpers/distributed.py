@@ -1,7 +1,7 @@
 """Training on several processes with one joint batch of negatives (notebook 10, "When one machine is not enough").
 
 Run by ``torchrun --nproc-per-node 2 -m dssm_helpers.distributed``: gloo on CPUs, nccl on GPUs. Every rank encodes its
-own rows; item vectors and movie indices are gathered, so each user is ranked against the movies of *all* ranks. The
+own rows; item vectors and indices are gathered, so each user is ranked against the items of *all* ranks. The
 loss and its gradient equal those of one process with the joint batch, which a test checks.
 """
 
@@ -17,18 +17,22 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
-from .evaluation import TwoTowerScorer, metrics, rank_targets
+from .data import encode, split_by_time
+from .evaluation import evaluate
 from .features import Batch, BatchBuilder
 from .model import DSSM
-from .training import TrainingConfig, adamw, in_batch_loss, log_shares
-from .workspace import Workspace, build_model, find_recipe
+from .movielens import SCHEMA, load_movielens
+from .objectives import TrainingConfig, in_batch_loss, log_shares, with_unknown_ids
+from .recipes import build_model
+from .settings import dataset_name, device_name
+from .training import adamw, learning_rate_schedule, resolve_device
 
 
 class JointBatchLoss(nn.Module):
     """In-batch softmax over the rows of all ranks, as a module, so that DistributedDataParallel sees its forward.
 
     DDP averages the gradients of the ranks and every rank's loss is a mean over equally many rows, so the result is
-    the gradient of the mean over the joint batch. ``all_gather`` is the differentiable one: a movie vector also gets
+    the gradient of the mean over the joint batch. ``all_gather`` is the differentiable one: an item vector also gets
     the gradient of the other ranks' losses, in which it was a negative.
     """
 
@@ -40,19 +44,21 @@ class JointBatchLoss(nn.Module):
         self.register_buffer("log_q", log_q, persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
+        target = batch["item_id"]  # [b]
+        if self.config.id_dropout:
+            batch = with_unknown_ids(batch, self.config.id_dropout)
         users = self.model.user_tower(batch)  # [b, D]
         items = self.model.item_tower(batch)  # [b, D]
-        movie = batch["movie_id"]  # [b]
         rank = 0
         if dist.is_initialized():
             rank = dist.get_rank()
-            parts = [torch.empty_like(movie) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, movie)
-            items, movie = torch.cat(all_gather(items)), torch.cat(parts)  # [B, D], [B]
+            parts = [torch.empty_like(target) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, target)
+            items, target = torch.cat(all_gather(items)), torch.cat(parts)  # [B, D], [B]
         return in_batch_loss(
-            (users / self.model.temperature) @ items.T,
-            movie,
-            self.log_q[movie] if self.config.logq else None,
+            self.model.logits(users, items),
+            target,
+            self.config.logq * self.log_q[target] if self.config.logq else None,
             mask_accidental_hits=self.config.mask_accidental_hits,
             history=batch["history"] if self.config.mask_seen else None,
             label_smoothing=self.config.label_smoothing,
@@ -63,6 +69,7 @@ class JointBatchLoss(nn.Module):
 def train_epoch(
     loss_of: nn.Module,
     optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
     batches: BatchBuilder,
     train: np.ndarray,
     generator: torch.Generator,
@@ -81,6 +88,7 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        schedule.step()
         total += loss.detach()
         count += 1
     if dist.is_initialized():
@@ -115,22 +123,25 @@ def _train(options: argparse.Namespace) -> None:
     # freed after it, it now and then waits for ever for a thread of the group.
     distributed = dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    ws = Workspace(options.dataset, progress=rank == 0)
+    device = resolve_device(device_name())
+    tables = load_movielens(options.dataset or dataset_name(), progress=rank == 0)
+    data = encode(tables.ratings, tables.users, tables.movies, SCHEMA, name=tables.name)
+    split, batches = split_by_time(data), BatchBuilder(data, device=device)
     config = TrainingConfig(epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
-    model = build_model(ws.data, find_recipe("dssm"), options.seed).to(ws.device)
-    log_q = log_shares(ws.data.item_counts(ws.split.train)).to(ws.device)
-    module: nn.Module = JointBatchLoss(model, config, log_q)
+    model = build_model(data, "dssm", options.seed).to(device)
+    module: nn.Module = JointBatchLoss(model, config, log_shares(data.item_counts(split.train)).to(device))
     if distributed:
         module = DistributedDataParallel(module)
     optimizer = adamw(module, config)
+    schedule = learning_rate_schedule(optimizer, config, config.epochs * (len(split.train) // config.batch_size))
     for epoch in range(config.epochs):
         module.train()
         torch.manual_seed(options.seed + 1000 * epoch + rank)  # dropout differs between ranks
         generator = torch.Generator().manual_seed(options.seed + epoch)
-        loss = train_epoch(module, optimizer, ws.batches, ws.split.train, generator, config.batch_size)
+        loss = train_epoch(module, optimizer, schedule, batches, split.train, generator, config.batch_size)
         if rank == 0:
-            figures = metrics(rank_targets(TwoTowerScorer(model, ws.batches), ws.data, ws.split.validation))
-            print(f"epoch {epoch + 1}: {world} ranks, loss {loss:.4f}, validation hit@10 {figures['hit@10']:.3f}")
+            hit = evaluate(model, batches, split.validation)["hit@10"]
+            print(f"epoch {epoch + 1}: {world} ranks, loss {loss:.4f}, validation hit@10 {hit:.3f}")
     if distributed:
         dist.barrier()  # a rank that leaves while another still talks to it brings both down
 

@@ -1,6 +1,6 @@
 """Full-catalogue ranking, metrics, baselines, comparisons (notebook 05).
 
-One protocol everywhere: the target is ranked among *all* movies minus those the user rated earlier; ties count half.
+One protocol everywhere: the target is ranked among *all* items minus those the user had earlier; ties count half.
 The baselines' defaults are what notebook 05 finds best on ml-100k's validation.
 Why not a sample of candidates: W. Krichene and S. Rendle, "On Sampled Metrics for Item Recommendation", KDD 2020.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .data import EncodedData
 from .features import BatchBuilder
-from .model import DSSM
+from .model import DSSM, evaluation_mode
 from .vocabulary import FIRST
 
 KS = (10, 20, 50, 100)
@@ -32,7 +32,7 @@ Scorer = Callable[[np.ndarray], Tensor]
 
 
 def seen_before(data: EncodedData, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every movie each user rated before their position: ``(rows, items)``, row ``r`` belongs to ``positions[r]``."""
+    """Every item each user had before their position: ``(rows, items)``, row ``r`` belongs to ``positions[r]``."""
     positions = np.asarray(positions)
     start = data.offsets[data.user[positions]]
     length = positions - start
@@ -46,9 +46,7 @@ def candidate_scores(scorer: Scorer, data: EncodedData, positions: np.ndarray, *
     scores = torch.as_tensor(scorer(positions), dtype=torch.float32).clone()
     expected = (len(positions), data.n_items)
     if tuple(scores.shape) != expected:
-        raise ValueError(
-            f"the scorer returned shape {tuple(scores.shape)}, expected {expected} (users × movie indices)"
-        )
+        raise ValueError(f"the scorer returned shape {tuple(scores.shape)}, expected {expected} (users × item indices)")
     if torch.isnan(scores[:, FIRST:]).any():
         raise ValueError("the scorer returned NaN; a diverged training run would rank everything first")
     scores.clamp_(min=torch.finfo(scores.dtype).min)  # a candidate scored minus infinity stays a candidate
@@ -64,7 +62,7 @@ def rank_targets(
 ) -> np.ndarray:
     """Rank of each target among all candidates, ``[n]`` float64; 1 is best and ties count half.
 
-    A scorer that gives every movie the same score lands in the middle, not at the top: broken models look broken.
+    A scorer that gives every item the same score lands in the middle, not at the top: broken models look broken.
     """
     positions = np.asarray(positions)
     if len(positions) == 0:
@@ -77,7 +75,7 @@ def rank_targets(
         target_score = scores.gather(1, target)
         above = (scores > target_score).sum(dim=1)
         tied = (scores == target_score).sum(dim=1) - 1
-        ranks.append((1 + above + 0.5 * tied).double().cpu().numpy())
+        ranks.append((1 + above + 0.5 * tied).cpu().double().numpy())
     return np.concatenate(ranks)
 
 
@@ -135,27 +133,20 @@ class TwoTowerScorer:
 
     def __init__(self, model: DSSM, batches: BatchBuilder):
         self.model, self.batches = model, batches
-        self.item_vectors = self._run(model.item_tower, batches.all_items())
-
-    def _run(self, tower: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                return tower(batch)
-        finally:
-            self.model.train(was_training)
+        with evaluation_mode(model):
+            self.item_vectors = model.item_tower(batches.all_items())
 
     def user_vectors(self, positions: np.ndarray) -> Tensor:
         """``[B, D]``."""
-        return self._run(self.model.user_tower, self.batches.users(positions))
+        with evaluation_mode(self.model):
+            return self.model.user_tower(self.batches.users(positions))
 
     def __call__(self, positions: np.ndarray) -> Tensor:
         return self.user_vectors(positions) @ self.item_vectors.T
 
 
 class Popularity:
-    """Every user gets the movies with the most training ratings."""
+    """Every user gets the items with the most training interactions."""
 
     def __init__(self, data: EncodedData, train: np.ndarray):
         self.scores = torch.from_numpy(data.item_counts(train)).float()
@@ -165,13 +156,13 @@ class Popularity:
 
 
 def interaction_matrix(data: EncodedData, positions: np.ndarray) -> sparse.csr_matrix:
-    """Ones at (user, movie) for the interactions at ``positions``, ``[U, I]`` float32."""
+    """Ones at (user, item) for the interactions at ``positions``, ``[U, I]`` float32."""
     ones = np.ones(len(positions), dtype=np.float32)
     return sparse.csr_matrix((ones, (data.user[positions], data.item[positions])), shape=(data.n_users, data.n_items))
 
 
 class ItemKNN:
-    """Cosine between movies' columns of the user × movie matrix, summed over the user's ``last`` movies.
+    """Cosine between items' columns of the user × item matrix, summed over the user's ``last`` items.
 
     G. Linden et al., "Amazon.com Recommendations: Item-to-Item Collaborative Filtering", 2003.
     """
@@ -234,10 +225,15 @@ class IALS:
 
 
 def _histories(data: EncodedData, positions: np.ndarray) -> sparse.csr_matrix:
-    """Ones at everything rated before each position, ``[B, I]``."""
+    """Ones at everything before each position, ``[B, I]``."""
     rows, items = seen_before(data, positions)
     ones = np.ones(len(rows), dtype=np.float32)
     return sparse.csr_matrix((ones, (rows, items)), shape=(len(positions), data.n_items))
+
+
+def evaluate(model: DSSM, batches: BatchBuilder, positions: np.ndarray) -> dict[str, float]:
+    """:func:`metrics` of a model over the full catalogue; what a trainer's ``validate`` calls."""
+    return metrics(rank_targets(TwoTowerScorer(model, batches), batches.data, positions))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -277,11 +273,14 @@ def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 10
 
 
 def scoreboard(ranks: Mapping[str, np.ndarray], ks: Sequence[int] = KS) -> pd.DataFrame:
-    """One row per model, mean over seeds, from ranks ``[n]`` or ``[seeds, n]``; hit@10's spread in ``±``."""
+    """One row per model, mean over seeds, from ranks ``[n]`` or ``[seeds, n]``.
+
+    ``±`` is the sample standard deviation of hit@10 between seeds, NaN for one seed.
+    """
     rows = {}
     for name, values in ranks.items():
         per_seed = pd.DataFrame([metrics(r, ks) for r in np.atleast_2d(values)])
-        rows[name] = per_seed.mean().to_dict() | {"±": float(per_seed["hit@10"].std(ddof=0)), "seeds": len(per_seed)}
+        rows[name] = per_seed.mean().to_dict() | {"±": float(per_seed["hit@10"].std()), "seeds": len(per_seed)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -293,7 +292,7 @@ def coverage(items: np.ndarray, n_candidates: int) -> float:
 def explain(
     data: EncodedData, scorer: Scorer, position: int, k: int = 10, n_history: int = 8
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What one user watched last, newest first, and what is recommended, the true next movie marked."""
+    """What one user watched last, newest first, and what is recommended, the true next item marked."""
     items, scores = top_k(scorer, data, np.asarray([position]), k)
     watched = data.history(position)[::-1][:n_history]
     target = data.item[position]

@@ -5,7 +5,8 @@ P.-S. Huang et al., "Learning Deep Structured Semantic Models for Web Search usi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,27 +16,8 @@ from torch import Tensor, nn
 from .features import Batch, Feature, Pooling, SequenceFeature, SparseFeature
 from .vocabulary import PADDING
 
-
-class Table(nn.Embedding):
-    """``nn.Embedding`` with a faster gradient for sequences on a CPU."""
-
-    def forward(self, index: Tensor) -> Tensor:
-        """Indices of any shape ``[...]`` → ``[..., D]``. In a sequence, padded places must be masked afterwards."""
-        if not self.training or index.dim() < 2 or index.device.type != "cpu" or self.sparse:
-            return super().forward(index)
-        # The same lookup. Its gradient is summed several times as fast (and, unlike that of plain indexing, in an order
-        # that does not depend on the threads); padded places send none, because pooling masks them.
-        return self.weight.index_select(0, index.flatten()).unflatten(0, index.shape)
-
-
-class PReLU(nn.PReLU):
-    """``nn.PReLU``, in training written so that its gradient is vectorised on a CPU: half the time, same values."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.lerp(x.relu(), x, self.weight) if self.training else super().forward(x)
-
-
-ACTIVATIONS = {"prelu": PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+TOWER_PARAMS = {"dims": [256, 64], "activation": "prelu", "dropout": 0.0}
 
 
 class FeatureEmbedding(nn.Module):
@@ -55,35 +37,11 @@ class FeatureEmbedding(nn.Module):
         if not names or len(set(names)) < len(names):
             raise ValueError(f"a tower needs at least one feature, each with its own name; got {names}")
         self.features = tuple(features)
-        self.tables = nn.ModuleDict()
-        self.poolings = nn.ModuleDict()
+        self.tables = nn.ModuleDict({feature.name: _table(feature, shared or {}) for feature in features})
+        sequences = [feature for feature in features if isinstance(feature, SequenceFeature)]
+        self.poolings = nn.ModuleDict({f.name: Pooling(f.poolings, f.embed_dim, f.max_length) for f in sequences})
         self.dropout = nn.Dropout(dropout)
         self.width = sum(feature.width for feature in features)
-        for feature in features:
-            self.tables[feature.name] = self._table(feature, shared or {})
-            if isinstance(feature, SequenceFeature):
-                self.poolings[feature.name] = Pooling(feature.poolings, feature.max_length)
-
-    @staticmethod
-    def _table(feature: Feature, shared: Mapping[str, nn.Embedding]) -> nn.Embedding:
-        source = feature.shared_with if isinstance(feature, SequenceFeature) else None
-        if source is None:
-            rows_only = isinstance(feature, SparseFeature) and feature.rows_only
-            table = Table(feature.vocab_size, feature.embed_dim, padding_idx=PADDING, sparse=rows_only)
-            # Small, so that early cosines come from all features alike and not from the widest table.
-            nn.init.normal_(table.weight, std=0.02)
-            with torch.no_grad():
-                table.weight[PADDING].zero_()
-            return table
-        if source not in shared:
-            raise ValueError(f"feature {feature.name!r} shares with {source!r}, which is not among {sorted(shared)}")
-        expected = (shared[source].num_embeddings, shared[source].embedding_dim)
-        if (feature.vocab_size, feature.embed_dim) != expected:
-            raise ValueError(
-                f"feature {feature.name!r} is {feature.vocab_size} × {feature.embed_dim}, but the table of {source!r} "
-                f"it shares is {expected[0]} × {expected[1]}; give both the same vocab_size and embed_dim"
-            )
-        return shared[source]
 
     def forward(self, batch: Batch) -> Tensor:
         """Batch of indices → ``[B, width]``."""
@@ -101,50 +59,61 @@ class FeatureEmbedding(nn.Module):
         return self.dropout(torch.cat(parts, dim=-1))
 
 
-def _mlp(width: int, dims: Sequence[int], activation: str) -> nn.Sequential:
-    """Linear layers with an activation between them; the last is linear, so that cosines can be negative."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
-    layers: list[nn.Module] = []
-    for size in dims[:-1]:
-        layers += [nn.Linear(width, size), ACTIVATIONS[activation]()]
-        width = size
-    return nn.Sequential(*layers, nn.Linear(width, dims[-1]))
+def _table(feature: Feature, shared: Mapping[str, nn.Embedding]) -> nn.Embedding:
+    """The feature's embedding table: the one it shares, or its own with a padding row that stays zero."""
+    source = feature.shared_with if isinstance(feature, SequenceFeature) else None
+    if source is None:
+        rows_only = isinstance(feature, SparseFeature) and feature.rows_only
+        table = nn.Embedding(feature.vocab_size, feature.embed_dim, padding_idx=PADDING, sparse=rows_only)
+        # Small, so that early cosines come from all features alike and not from the widest table.
+        nn.init.normal_(table.weight, std=0.02)
+        with torch.no_grad():
+            table.weight[PADDING].zero_()
+        return table
+    if source not in shared:
+        raise ValueError(f"feature {feature.name!r} shares with {source!r}, which is not among {sorted(shared)}")
+    expected = (shared[source].num_embeddings, shared[source].embedding_dim)
+    if (feature.vocab_size, feature.embed_dim) != expected:
+        raise ValueError(
+            f"feature {feature.name!r} is {feature.vocab_size} × {feature.embed_dim}, but the table of {source!r} "
+            f"it shares is {expected[0]} × {expected[1]}; give both the same vocab_size and embed_dim"
+        )
+    return shared[source]
 
 
-class ItemTower(nn.Module):
-    """Item columns → unit vectors ``[B, D]``. ``normalize=False`` leaves their length (a break-it switch)."""
+class Tower(nn.Module):
+    """Columns → unit vectors ``[B, D]``: embeddings, linear layers with an activation between, length 1.
 
-    def __init__(self, features: Sequence[Feature], dims: Sequence[int], activation: str, dropout: float = 0.0):
-        super().__init__()
-        self.embedding = FeatureEmbedding(features, dropout=dropout)
-        self.mlp = _mlp(self.embedding.width, dims, activation)
-        self.normalize = True
-
-    def forward(self, batch: Batch) -> Tensor:
-        vector = self.mlp(self.embedding(batch))
-        return F.normalize(vector, dim=-1) if self.normalize else vector
-
-
-class UserTower(nn.Module):
-    """User columns and history → unit vectors ``[B, D]``. A class of its own: drawings show class names."""
+    The last layer is linear, so that cosines can be negative. ``normalize = False`` leaves the vectors' length (a
+    break-it switch).
+    """
 
     def __init__(
-        self,
-        features: Sequence[Feature],
-        dims: Sequence[int],
-        activation: str,
-        shared: Mapping[str, nn.Embedding],
-        dropout: float = 0.0,
+        self, features: Sequence[Feature], params: Mapping[str, Any], shared: Mapping[str, nn.Embedding] | None = None
     ):
         super().__init__()
-        self.embedding = FeatureEmbedding(features, shared, dropout)
-        self.mlp = _mlp(self.embedding.width, dims, activation)
+        if params["activation"] not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {params['activation']!r}; choose from {', '.join(ACTIVATIONS)}")
+        self.embedding = FeatureEmbedding(features, shared, params["dropout"])
+        layers: list[nn.Module] = []
+        width = self.embedding.width
+        for size in params["dims"]:
+            layers += [nn.Linear(width, size), ACTIVATIONS[params["activation"]]()]
+            width = size
+        self.mlp = nn.Sequential(*layers[:-1])
         self.normalize = True
 
     def forward(self, batch: Batch) -> Tensor:
         vector = self.mlp(self.embedding(batch))
         return F.normalize(vector, dim=-1) if self.normalize else vector
+
+
+class UserTower(Tower):
+    """A name of its own: drawings show class names."""
+
+
+class ItemTower(Tower):
+    """A name of its own: drawings show class names."""
 
 
 class DSSM(nn.Module):
@@ -170,38 +139,57 @@ class DSSM(nn.Module):
         temperature: float = 0.1,
     ):
         super().__init__()
-        default = {"dims": [256, 64], "activation": "prelu", "dropout": 0.0}
         for side, params in (("user", user_params), ("item", item_params)):
-            unknown = sorted(set(params or {}) - set(default))
+            unknown = sorted(set(params or {}) - set(TOWER_PARAMS))
             if unknown:  # a parameter nobody reads is worse than an error
-                raise ValueError(f"unknown {side}_params {', '.join(unknown)}; choose from {', '.join(default)}")
-        user_params, item_params = {**default, **(user_params or {})}, {**default, **(item_params or {})}
-        user_dims, item_dims = list(user_params["dims"]), list(item_params["dims"])
-        if not user_dims or not item_dims:
+                raise ValueError(f"unknown {side}_params {', '.join(unknown)}; choose from {', '.join(TOWER_PARAMS)}")
+        user_params, item_params = {**TOWER_PARAMS, **(user_params or {})}, {**TOWER_PARAMS, **(item_params or {})}
+        if not user_params["dims"] or not item_params["dims"]:
             raise ValueError("a tower needs at least one layer: dims must not be empty")
-        if user_dims[-1] != item_dims[-1]:
+        if user_params["dims"][-1] != item_params["dims"][-1]:
             raise ValueError(
-                f"the user tower ends in {user_dims[-1]} dimensions and the item tower in {item_dims[-1]}. "
-                "The score is a dot product of the two vectors, so both need the same last width; "
-                "the widths before it are free"
+                f"the user tower ends in {user_params['dims'][-1]} dimensions and the item tower in "
+                f"{item_params['dims'][-1]}. The score is a dot product of the two vectors, so both need the same last "
+                "width; the widths before it are free"
             )
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.temperature = float(temperature)
-        self.item_tower = ItemTower(item_features, item_dims, item_params["activation"], item_params["dropout"])
-        self.user_tower = UserTower(
-            user_features,
-            user_dims,
-            user_params["activation"],
-            dict(self.item_tower.embedding.tables),
-            user_params["dropout"],
-        )
+        self.item_tower = ItemTower(item_features, item_params)
+        self.user_tower = UserTower(user_features, user_params, dict(self.item_tower.embedding.tables))
 
     @property
     def dim(self) -> int:
         """Size of the vectors."""
         return self.item_tower.mlp[-1].out_features
 
+    def logits(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores of vectors, the only place that divides by the temperature (notebook 03, "Temperature").
+
+        Args:
+            users: ``[B, D]``.
+            items: ``[N, D]`` for every user with every item, or ``[B, N, D]`` for each user with its own.
+
+        Returns:
+            ``[B, N]``.
+        """
+        users = users / self.temperature
+        return users @ items.T if items.dim() == 2 else (items @ users.unsqueeze(-1)).squeeze(-1)
+
     def forward(self, batch: Batch) -> Tensor:
-        """Score of each (user, movie) row: cosine / temperature, ``[B]``."""
-        return (self.user_tower(batch) * self.item_tower(batch)).sum(dim=-1) / self.temperature
+        """Score of each (user, item) row: cosine / temperature, ``[B]``."""
+        users, items = self.user_tower(batch), self.item_tower(batch)  # [B, D]
+        return self.logits(users, items.unsqueeze(1)).squeeze(1)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout and gradients off inside the block; every module's mode is put back afterwards, also after an error."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

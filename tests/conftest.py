@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from dssm_helpers.data import EncodedData, MovieLens, Split, encode, split_by_time, synthetic
+from dssm_helpers.course.workspace import Workspace
+from dssm_helpers.data import EncodedData, Split, encode, split_by_time
 from dssm_helpers.features import BatchBuilder
-from dssm_helpers.workspace import Workspace
+from dssm_helpers.movielens import SCHEMA, MovieLens, synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -56,6 +57,11 @@ def notebook_definitions(number: str, *names: str) -> dict[str, object]:
     return namespace
 
 
+def encoded(tables: MovieLens) -> EncodedData:
+    """MovieLens tables as indices."""
+    return encode(tables.ratings, tables.users, tables.movies, SCHEMA, name=tables.name)
+
+
 @pytest.fixture(scope="session")
 def tables() -> MovieLens:
     """A small generated set: 60 users, 120 movies."""
@@ -64,7 +70,7 @@ def tables() -> MovieLens:
 
 @pytest.fixture(scope="session")
 def data(tables: MovieLens) -> EncodedData:
-    return encode(tables)
+    return encoded(tables)
 
 
 @pytest.fixture(scope="session")

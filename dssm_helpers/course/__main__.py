@@ -1,0 +1,7 @@
+"""``python -m dssm_helpers.course --help``."""
+
+import sys
+
+from .runner import main
+
+sys.exit(main())

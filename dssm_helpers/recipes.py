@@ -1,0 +1,59 @@
+"""Named models: what goes into the towers, and how they are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from . import seed_everything
+from .data import EncodedData
+from .features import DEFAULT_POOLING, default_features
+from .model import DSSM
+from .training import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every setting of a model and its training.
+
+    Args:
+        pooling, dim, max_history, without: of :func:`~dssm_helpers.features.default_features`.
+        dims: widths of the layers of both towers; item_dims: of the item tower where they differ.
+        dropout, temperature: of :class:`~dssm_helpers.model.DSSM`.
+    """
+
+    pooling: str | tuple[str, ...] = DEFAULT_POOLING
+    dim: int = 64
+    dims: tuple[int, ...] = (256, 64)
+    item_dims: tuple[int, ...] | None = None
+    dropout: float = 0.2
+    temperature: float = 0.1
+    max_history: int = 50
+    without: tuple[str, ...] = ()
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+RECIPES = {
+    "dssm": Recipe(),
+    # The textbook's pooling. Validation prefers a window of 10 movies to one of 50: a short window is a crude recency.
+    "dssm_mean": Recipe(pooling="mean", max_history=10),
+}
+
+
+def find_recipe(recipe: Recipe | str) -> Recipe:
+    """A recipe by name."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown model {recipe!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[recipe]
+
+
+def build_model(data: EncodedData, recipe: Recipe | str = "dssm", seed: int = 0) -> DSSM:
+    """An untrained model after ``recipe``; the same seed gives the same weights."""
+    recipe = find_recipe(recipe)
+    seed_everything(seed)
+    user, item = default_features(
+        data, dim=recipe.dim, pooling=recipe.pooling, max_history=recipe.max_history, without=recipe.without
+    )
+    sides = [{"dims": dims, "dropout": recipe.dropout} for dims in (recipe.dims, recipe.item_dims or recipe.dims)]
+    return DSSM(user, item, *sides, temperature=recipe.temperature)
