@@ -48,10 +48,17 @@ def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
 def learning_rate_schedule(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The schedule of a run of ``steps`` optimizer steps. One cycle: 30 % warm-up, then a cosine to zero."""
-    if config.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, max(2, steps), cycle_momentum=False)
+    """The schedule of a run of ``steps`` optimizer steps. One cycle: 30 % linear warm-up, then a cosine to zero."""
+
+    def share_of_the_rate(step: int) -> float:
+        progress, warm = step / steps, 0.3
+        if config.schedule == "constant":
+            return 1.0
+        if progress < warm:
+            return 0.04 + 0.96 * progress / warm
+        return 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_the_rate)
 
 
 def missing_compiler() -> str | None:
