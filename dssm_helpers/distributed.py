@@ -22,7 +22,7 @@ from .evaluation import evaluate
 from .features import Batch, BatchBuilder
 from .model import DSSM
 from .movielens import SCHEMA, load_movielens
-from .objectives import TrainingConfig, in_batch_loss, log_shares, with_unknown_ids
+from .objectives import TrainingConfig, batch_loss, log_shares, with_unknown_ids
 from .recipes import build_model
 from .settings import dataset_name, device_name
 from .training import adamw, learning_rate_schedule, resolve_device
@@ -55,15 +55,8 @@ class JointBatchLoss(nn.Module):
             parts = [torch.empty_like(target) for _ in range(dist.get_world_size())]
             dist.all_gather(parts, target)
             items, target = torch.cat(all_gather(items)), torch.cat(parts)  # [B, D], [B]
-        return in_batch_loss(
-            self.model.logits(users, items),
-            target,
-            self.config.logq * self.log_q[target] if self.config.logq else None,
-            mask_accidental_hits=self.config.mask_accidental_hits,
-            history=batch["history"] if self.config.mask_seen else None,
-            label_smoothing=self.config.label_smoothing,
-            first=rank * len(users),
-        )
+        logits = self.model.logits(users, items)  # [b, B]
+        return batch_loss(self.config, logits, target, batch["history"], self.log_q, first=rank * len(users))
 
 
 def train_epoch(

@@ -26,9 +26,7 @@ KS = (10, 20, 50, 100)
 Scorer = Callable[[np.ndarray], Tensor]
 """Positions ``[B]`` → scores ``[B, I]``, larger is better; what columns 0 and 1 hold does not matter."""
 
-# --------------------------------------------------------------------------------------------------------------------
-# Ranking
-# --------------------------------------------------------------------------------------------------------------------
+# -- Ranking -----------------------------------------------------------------------------------------------------------
 
 
 def seen_before(data: EncodedData, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,9 +118,7 @@ def top_k(
     return best.indices.cpu().numpy(), best.values.cpu().numpy()
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Scorers
-# --------------------------------------------------------------------------------------------------------------------
+# -- Scorers -----------------------------------------------------------------------------------------------------------
 
 
 class TwoTowerScorer:
@@ -236,9 +232,7 @@ def evaluate(model: DSSM, batches: BatchBuilder, positions: np.ndarray) -> dict[
     return metrics(rank_targets(TwoTowerScorer(model, batches), batches.data, positions))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Comparing
-# --------------------------------------------------------------------------------------------------------------------
+# -- Comparing ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -292,16 +286,10 @@ def coverage(items: np.ndarray, n_candidates: int) -> float:
 def explain(
     data: EncodedData, scorer: Scorer, position: int, k: int = 10, n_history: int = 8
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What one user watched last, newest first, and what is recommended, the true next item marked."""
-    items, scores = top_k(scorer, data, np.asarray([position]), k)
-    watched = data.history(position)[::-1][:n_history]
-    target = data.item[position]
-    recommended = pd.DataFrame(
-        {
-            "recommended": [data.titles[i] for i in items[0]],
-            "score": scores[0].round(3),
-            "": ["◀ watched next" if i == target else "" for i in items[0]],
-        },
-        index=pd.RangeIndex(1, k + 1, name="rank"),
-    )
-    return pd.DataFrame({"watched (newest first)": [data.titles[i] for i in watched]}), recommended
+    """What one user had last, newest first, and what is recommended, the true next item marked."""
+    (items,), (scores,) = top_k(scorer, data, np.asarray([position]), k)
+    had = [data.titles[i] for i in data.history(position)[::-1][:n_history]]
+    mark = np.where(items == data.item[position], "◀ watched next", "")
+    columns = {"recommended": [data.titles[i] for i in items], "score": scores.round(3), "": mark}
+    ranks = pd.RangeIndex(1, k + 1, name="rank")
+    return pd.DataFrame({"watched (newest first)": had}), pd.DataFrame(columns, index=ranks)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import EncodedData
@@ -20,9 +21,7 @@ SAMPLERS = ("uniform", "count^0.75", "log_count", "log_uniform")
 
 Batch = dict[str, Tensor]
 
-# --------------------------------------------------------------------------------------------------------------------
-# Declarations
-# --------------------------------------------------------------------------------------------------------------------
+# -- Declarations ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,7 @@ class SequenceFeature:
     max_length: int = 50
 
     def __post_init__(self) -> None:
-        if not self.poolings:
-            raise ValueError(f"feature {self.name!r}: needs at least one pooling of {', '.join(POOLINGS)}")
-        for pooling in self.poolings:
-            parse_pooling(pooling)
+        Pooling(self.pooling)  # refuses what it does not know
         if self.max_length < 1:
             raise ValueError(f"feature {self.name!r}: max_length must be at least 1, got {self.max_length}")
 
@@ -117,9 +113,7 @@ def default_features(
     return [f for f in user if f.name not in without], [f for f in item if f.name not in without]
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Pooling
-# --------------------------------------------------------------------------------------------------------------------
+# -- Pooling -----------------------------------------------------------------------------------------------------------
 
 
 class MeanPooling(nn.Module):
@@ -145,7 +139,8 @@ class MaxPooling(MeanPooling):
     def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
         lowest = torch.finfo(embedded.dtype).min
         present = embedded.masked_fill(~mask.unsqueeze(2), lowest)  # [B, L, D]
-        largest = (present == present.amax(dim=1, keepdim=True)) & mask.unsqueeze(2)
+        longer = F.pad(present, (0, 0, 0, 1), value=lowest)  # so that a sequence of length 0 has a largest value
+        largest = (present == longer.amax(dim=1, keepdim=True)) & mask.unsqueeze(2)
         return largest / largest.sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -206,11 +201,10 @@ class Pooling(nn.Module):
     def __init__(self, pooling: str | tuple[str, ...], dim: int = 16, max_length: int = 50):
         super().__init__()
         self.poolings = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+        if not self.poolings:
+            raise ValueError(f"a sequence needs at least one pooling of {', '.join(POOLINGS)}")
         parsed = [parse_pooling(name) for name in self.poolings]
         self.heads = nn.ModuleList(POOLINGS[kind](dim, max_length, option) for kind, option in parsed)
-
-    def extra_repr(self) -> str:
-        return ", ".join(self.poolings)
 
     def recency_weights(self) -> dict[str, Tensor]:
         """Of each recency pooling the weight of every slot of a full sequence, ``[max_length]``, the newest first."""
@@ -231,9 +225,7 @@ class Pooling(nn.Module):
         return (torch.stack(weights, dim=1) @ embedded).flatten(1)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Batches
-# --------------------------------------------------------------------------------------------------------------------
+# -- Batches -----------------------------------------------------------------------------------------------------------
 
 
 class BatchBuilder:
@@ -296,9 +288,7 @@ class BatchBuilder:
         yield from (order[:full].split(batch_size) if full else [order])
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Negatives
-# --------------------------------------------------------------------------------------------------------------------
+# -- Negatives ---------------------------------------------------------------------------------------------------------
 
 
 class NegativeSampler:

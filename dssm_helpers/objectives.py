@@ -85,9 +85,7 @@ IN_BATCH_ONLY = ("logq", "mask_accidental_hits", "mask_seen", "label_smoothing")
 SAMPLED_ONLY = ("sampler", "n_negatives")
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Objectives
-# --------------------------------------------------------------------------------------------------------------------
+# -- Objectives --------------------------------------------------------------------------------------------------------
 
 
 def log_shares(counts: np.ndarray) -> Tensor:
@@ -145,6 +143,21 @@ def in_batch_loss(
         spread = -log_p.masked_fill(masked, 0.0).sum(dim=1) / (~masked).sum(dim=1)
         loss = (1 - label_smoothing) * loss + label_smoothing * spread.mean()
     return loss
+
+
+def batch_loss(
+    config: TrainingConfig, logits: Tensor, items: Tensor, history: Tensor, log_q: Tensor, first: int = 0
+) -> Tensor:
+    """:func:`in_batch_loss` as ``config`` wants it; ``log_q [I]`` is the table of :func:`log_shares`."""
+    return in_batch_loss(
+        logits,
+        items,
+        config.logq * log_q[items] if config.logq else None,
+        mask_accidental_hits=config.mask_accidental_hits,
+        history=history if config.mask_seen else None,
+        label_smoothing=config.label_smoothing,
+        first=first,
+    )
 
 
 def point_wise_loss(positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from .fast import RowwiseAdamW
 from .features import Batch, BatchBuilder, NegativeSampler
 from .files import write_atomically
 from .model import DSSM
-from .objectives import SAMPLED, TrainingConfig, in_batch_loss, log_shares, with_unknown_ids
+from .objectives import SAMPLED, TrainingConfig, batch_loss, log_shares, with_unknown_ids
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -51,7 +51,7 @@ def learning_rate_schedule(
     """The schedule of a run of ``steps`` optimizer steps. One cycle: 30 % linear warm-up, then a cosine to zero."""
 
     def share_of_the_rate(step: int) -> float:
-        progress, warm = step / steps, 0.3
+        progress, warm = step / max(1, steps), 0.3
         if config.schedule == "constant":
             return 1.0
         if progress < warm:
@@ -232,14 +232,7 @@ class Trainer:
             batch = with_unknown_ids(batch, config.id_dropout)
         users, items = user_tower(batch), item_tower(batch)  # [B, D]
         if sampler is None:
-            return in_batch_loss(
-                self.model.logits(users, items),
-                target,
-                config.logq * log_q[target] if config.logq else None,
-                mask_accidental_hits=config.mask_accidental_hits,
-                history=batch["history"] if config.mask_seen else None,
-                label_smoothing=config.label_smoothing,
-            )
+            return batch_loss(config, self.model.logits(users, items), target, batch["history"], log_q)
         drawn = sampler.sample((len(positions), config.n_negatives), generator).to(self.batches.device)  # [B, n]
         # Many draws repeat an item: encode each distinct one once, then look the vectors up.
         distinct, place = torch.unique(drawn, return_inverse=True)

@@ -13,25 +13,28 @@ import torch
 from conftest import ROOT
 
 from dssm_helpers.distributed import JointBatchLoss, train_epoch
-from dssm_helpers.training import TrainingConfig, log_shares
-from dssm_helpers.workspace import Recipe, build_model
+from dssm_helpers.objectives import TrainingConfig, log_shares
+from dssm_helpers.recipes import Recipe, build_model
+from dssm_helpers.training import learning_rate_schedule
 
 # Runs the same step in one process or in two and writes the loss and every gradient's norm.
 SCRIPT = """
 import json, os, sys
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from dssm_helpers.data import encode, split_by_time, synthetic
+from dssm_helpers.data import encode, split_by_time
 from dssm_helpers.distributed import JointBatchLoss
 from dssm_helpers.features import BatchBuilder
-from dssm_helpers.training import TrainingConfig, log_shares
-from dssm_helpers.workspace import Recipe, build_model
+from dssm_helpers.movielens import SCHEMA, synthetic
+from dssm_helpers.objectives import TrainingConfig, log_shares
+from dssm_helpers.recipes import Recipe, build_model
 
 torch.set_num_threads(1)
 if "RANK" in os.environ:
     dist.init_process_group("gloo")
 rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-data = encode(synthetic(n_ratings=1_500, n_users=60, n_movies=120, seed=1))
+tables = synthetic(n_ratings=1_500, n_users=60, n_movies=120, seed=1)
+data = encode(tables.ratings, tables.users, tables.movies, SCHEMA)
 train, batches = split_by_time(data).train, BatchBuilder(data)
 log_q = log_shares(data.item_counts(train))
 module = JointBatchLoss(build_model(data, Recipe(dropout=0.0), 0), TrainingConfig(), log_q)
@@ -82,21 +85,31 @@ def test_the_example_runs_under_torchrun(tmp_path):
     assert losses[1] < losses[0]
 
 
-def test_one_process_trains_too(data, split, batches):
-    model = build_model(data, Recipe(dropout=0.0), 0)
-    loss_of = JointBatchLoss(model, TrainingConfig(), log_shares(data.item_counts(split.train)))
+@pytest.fixture
+def loss_of(data, split):
+    return JointBatchLoss(
+        build_model(data, Recipe(dropout=0.0), 0), TrainingConfig(), log_shares(data.item_counts(split.train))
+    )
+
+
+def test_one_process_trains_too_and_follows_the_schedule(loss_of, split, batches):
+    config = TrainingConfig(epochs=3)
     optimizer = torch.optim.AdamW(loss_of.parameters(), lr=3e-3)
-    losses = [
-        train_epoch(loss_of, optimizer, batches, split.train, torch.Generator().manual_seed(i), 64) for i in range(3)
-    ]
+    schedule = learning_rate_schedule(optimizer, config, 3 * (len(split.train) // 64))
+    losses, rates = [], []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        losses.append(train_epoch(loss_of, optimizer, schedule, batches, split.train, generator, 64))
+        rates.append(optimizer.param_groups[0]["lr"])
     assert losses[2] < losses[0]
+    assert rates[0] > rates[1] > rates[2] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_set_smaller_than_one_batch_is_refused(data, split, batches):
-    loss_of = JointBatchLoss(build_model(data), TrainingConfig(), log_shares(data.item_counts(split.train)))
+def test_a_set_smaller_than_one_batch_is_refused(loss_of, batches):
     optimizer = torch.optim.AdamW(loss_of.parameters())
+    schedule = learning_rate_schedule(optimizer, TrainingConfig(), 10)
     with pytest.raises(ValueError, match="fewer than one batch"):
-        train_epoch(loss_of, optimizer, batches, np.arange(10), torch.Generator(), 64)
+        train_epoch(loss_of, optimizer, schedule, batches, np.arange(10), torch.Generator(), 64)
 
 
 def test_other_objectives_are_refused(data, split, batches):

@@ -12,7 +12,7 @@ from conftest import notebook_definitions
 from sklearn.metrics import ndcg_score
 
 from dssm_helpers import evaluation as ev
-from dssm_helpers.workspace import build_model
+from dssm_helpers.recipes import build_model
 
 
 @pytest.fixture

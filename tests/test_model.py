@@ -7,11 +7,12 @@ import torch
 from conftest import notebook_definitions
 from torch import nn
 
-from dssm_helpers.checks import check_cosine_matrix, check_highest_temperature, check_tower_parameters
+from dssm_helpers.course.checks import check_cosine_matrix, check_highest_temperature, check_tower_parameters
 from dssm_helpers.features import SparseFeature, default_features
-from dssm_helpers.model import ACTIVATIONS, DSSM, FeatureEmbedding, PReLU, Table
-from dssm_helpers.training import Trainer, TrainingConfig
-from dssm_helpers.workspace import build_model
+from dssm_helpers.model import ACTIVATIONS, DSSM, FeatureEmbedding, evaluation_mode
+from dssm_helpers.objectives import TrainingConfig
+from dssm_helpers.recipes import build_model
+from dssm_helpers.training import Trainer
 
 
 @pytest.fixture
@@ -43,6 +44,28 @@ def test_score_is_cosine_over_temperature(model, batch):
     torch.testing.assert_close(model(batch), 2 * expected)  # the temperature is used, not only stored
 
 
+def test_logits_take_every_item_or_each_users_own(model, batch):
+    users, items = model.user_tower(batch), model.item_tower(batch)
+    every = model.logits(users, items)  # [7, 7]
+    torch.testing.assert_close(every, users @ items.T / 0.2)
+    torch.testing.assert_close(every.diagonal(), model(batch))
+    own = items[torch.tensor([[0, 1, 2]]).expand(7, 3)]  # [7, 3, D]
+    torch.testing.assert_close(model.logits(users, own), every[:, :3])
+
+
+def test_evaluation_mode_is_over_when_its_block_is(model):
+    model.train()
+    model.item_tower.eval()  # a mixture of modes comes back as it was
+    with evaluation_mode(model):
+        inside = [model.user_tower.embedding.dropout.training, torch.is_grad_enabled()]
+    assert inside == [False, False]
+    with pytest.raises(KeyError), evaluation_mode(model):
+        raise KeyError
+    assert model.user_tower.training
+    assert not model.item_tower.training
+    assert torch.is_grad_enabled()
+
+
 def test_cosines_can_be_negative(model, data, batches, split):
     cosines = model.user_tower(batches.users(split.train)) @ model.item_tower(batches.all_items()).T
     model.user_tower.mlp[-1].bias.data.neg_()
@@ -60,7 +83,7 @@ def test_without_normalisation_length_is_free(model, batch):
 
 def test_history_shares_the_movie_table_and_it_counts_once(model, data):
     shared = model.user_tower.embedding.tables["history"]
-    assert shared is model.item_tower.embedding.tables["movie_id"]
+    assert shared is model.item_tower.embedding.tables["item_id"]
     in_parameters = [p for p in model.parameters() if p.shape == (data.n_items, 16)]
     assert len(in_parameters) == 1
 
@@ -70,7 +93,7 @@ def test_a_movie_learned_as_target_changes_histories_with_it(model, batches, spl
     before = model.user_tower(users)
     movie = int(users["history"][0, 0])
     with torch.no_grad():
-        model.item_tower.embedding.tables["movie_id"].weight[movie] += 5.0
+        model.item_tower.embedding.tables["item_id"].weight[movie] += 5.0
     changed = (model.user_tower(users) - before).abs().amax(dim=1) > 1e-6
     assert changed[0]
     assert torch.equal(changed, (users["history"] == movie).any(dim=1))
@@ -87,7 +110,7 @@ def test_padding_row_is_zero_and_gets_no_gradient(model, batches, data):
 
 
 def test_order_of_the_batch_does_not_matter_order_of_features_does(data, batch):
-    sparse = [SparseFeature("movie_id", data.n_items, 3), SparseFeature("year", len(data.vocabularies["year"]), 2)]
+    sparse = [SparseFeature("item_id", data.n_items, 3), SparseFeature("year", len(data.vocabularies["year"]), 2)]
     embedding = FeatureEmbedding(sparse).eval()
     x = embedding(batch)
     assert torch.equal(embedding(dict(reversed(batch.items()))), x)
@@ -115,7 +138,7 @@ def test_padding_at_the_end_changes_nothing(model, batch):
 
 def test_a_missing_feature_lists_what_there_is(model, batch):
     del batch["year"]
-    with pytest.raises(KeyError, match=r"no 'year'; it has age, gender, genres.*movie_id"):
+    with pytest.raises(KeyError, match=r"no 'year'; it has age, gender, genres.*item_id"):
         model.item_tower(batch)
 
 
@@ -147,8 +170,8 @@ def test_towers_may_differ_but_for_their_last_width(data, batch):
         ({"item_params": {"dim": [64]}}, "unknown item_params dim; choose from dims, activation, dropout"),
         ({"item_features": []}, "at least one feature"),
         ({"item_features": [SparseFeature("year", 9), SparseFeature("year", 9)]}, "each with its own name"),
-        ({"item_features": [SparseFeature("year", 9)]}, r"shares with 'movie_id', which is not among \['year'\]"),
-        ({"item_features": [SparseFeature("movie_id", 9, 4)]}, "give both the same vocab_size and embed_dim"),
+        ({"item_features": [SparseFeature("year", 9)]}, r"shares with 'item_id', which is not among \['year'\]"),
+        ({"item_features": [SparseFeature("item_id", 9, 4)]}, "give both the same vocab_size and embed_dim"),
     ],
 )
 def test_refusals(data, change, message):
@@ -175,40 +198,12 @@ def test_same_seed_same_weights(data):
     assert not torch.equal(first.item_tower.mlp[0].weight, other.item_tower.mlp[0].weight)
 
 
-# -- the faster gradients equal torch's -------------------------------------------------------------------------------
-
-
-def test_table_equals_an_embedding_of_torch(generator):
-    ours, theirs = Table(9, 4, padding_idx=0), nn.Embedding(9, 4, padding_idx=0)
-    theirs.load_state_dict(ours.state_dict())
-    index = torch.randint(1, 9, (6, 5), generator=generator)
-    upstream = torch.randn(6, 5, 4, generator=generator)
-    for table in (ours, theirs):
-        (table(index) * upstream).sum().backward()
-    assert torch.equal(ours(index), theirs(index))
-    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
-    assert torch.equal(ours.eval()(index), theirs(index))
-
-
 def test_padding_stays_zero_through_training(data, split, batches):
     model = build_model(data)
     Trainer(model, batches, TrainingConfig(epochs=1, batch_size=64)).fit(split.train, progress=False)
     for tower in (model.user_tower, model.item_tower):
         for name, table in tower.embedding.tables.items():
             assert not table.weight[0].any(), name
-
-
-@pytest.mark.parametrize("slope", [0.25, 0.8, -0.3])
-def test_prelu_equals_the_one_of_torch(slope, generator):
-    x = torch.randn(50, 8, generator=generator)
-    x[0, 0] = 0.0
-    results = []
-    for layer in (PReLU(init=slope), nn.PReLU(init=slope)):
-        value = x.clone().requires_grad_()
-        layer(value).square().sum().backward()
-        results.append((layer(value), value.grad, layer.weight.grad))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 # -- notebook 03 ------------------------------------------------------------------------------------------------------
@@ -223,7 +218,7 @@ def test_notebook_towers_agree(data, batch, pooling):
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # so that no part is at its first value
-        theirs.item_tower.embedding.tables["movie_id"].weight[0] = 0
+        theirs.item_tower.embedding.tables["item_id"].weight[0] = 0
         for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
             a.copy_(b)
     torch.testing.assert_close(mine(batch), theirs(batch), atol=1e-5, rtol=1e-5)

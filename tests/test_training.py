@@ -1,4 +1,4 @@
-"""Objectives against naive loops, the trainer's promises, files, and notebook 04's own objectives."""
+"""The trainer's promises, its files, and the exercises of notebook 04."""
 
 import math
 from dataclasses import replace
@@ -6,29 +6,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import notebook_definitions
+from conftest import encoded, notebook_definitions
 from safetensors.torch import load_file
 from torch import nn
 
-from dssm_helpers.checks import check_chance_loss, check_corrected_list_wise, check_should_stop
-from dssm_helpers.data import encode, split_by_time, synthetic
-from dssm_helpers.evaluation import Popularity, TwoTowerScorer, chance_level, metrics, rank_targets
+from dssm_helpers.course.checks import check_chance_loss, check_corrected_list_wise, check_should_stop
+from dssm_helpers.data import split_by_time
+from dssm_helpers.evaluation import Popularity, chance_level, evaluate, metrics, rank_targets
+from dssm_helpers.fast import RowwiseAdamW
 from dssm_helpers.features import BatchBuilder, NegativeSampler
+from dssm_helpers.movielens import synthetic
+from dssm_helpers.objectives import OBJECTIVES, TrainingConfig, in_batch_loss, list_wise_loss, loss_at_chance
+from dssm_helpers.recipes import RECIPES, build_model
 from dssm_helpers.training import (
-    OBJECTIVES,
     Diverged,
-    RowwiseAdamW,
     Trainer,
-    TrainingConfig,
-    in_batch_loss,
+    learning_rate_schedule,
     load_weights,
-    loss_at_chance,
     missing_compiler,
     resolve_device,
-    sampled_loss,
     save_weights,
 )
-from dssm_helpers.workspace import RECIPES, build_model
 
 QUICK = TrainingConfig(epochs=3, batch_size=64, learning_rate=5e-3)
 
@@ -50,10 +48,15 @@ def new_trainer(data, batches, recipe):
 
 
 @pytest.fixture
-def fit(new_trainer, split):
-    def run(seed=0, train=split.train, validation=split.validation, checkpoint=None, on_epoch=None, **changes):
+def validate(batches, split):
+    return lambda model: evaluate(model, batches, split.validation)
+
+
+@pytest.fixture
+def fit(new_trainer, split, validate):
+    def run(seed=0, validate=validate, checkpoint=None, on_epoch=None, **changes):
         trainer = new_trainer(seed, **changes)
-        trainer.fit(train, validation, progress=False, checkpoint=checkpoint, on_epoch=on_epoch)
+        trainer.fit(split.train, validate, progress=False, checkpoint=checkpoint, on_epoch=on_epoch)
         return trainer
 
     return run
@@ -63,105 +66,7 @@ def weights(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
-# -- objectives -------------------------------------------------------------------------------------------------------
-
-
-def naive_in_batch(logits, items, log_q, history, mask, smoothing):
-    """Row by row and column by column, with plain Python numbers."""
-    total = 0.0
-    for r in range(len(items)):
-        allowed = []
-        for c in range(len(items)):
-            same = mask and items[c] == items[r]
-            seen = history is not None and items[c] in history[r]
-            if c == r or not (same or seen):
-                allowed.append(c)
-        shifted = {c: float(logits[r, c]) - (float(log_q[c]) if log_q is not None else 0.0) for c in allowed}
-        log_sum = math.log(sum(math.exp(x) for x in shifted.values()))
-        losses = {c: log_sum - x for c, x in shifted.items()}
-        total += (1 - smoothing) * losses[r] + smoothing * sum(losses.values()) / len(losses)
-    return total / len(items)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("with_history", [False, True])
-@pytest.mark.parametrize("mask", [False, True])
-@pytest.mark.parametrize("with_log_q", [False, True])
-def test_in_batch_loss_against_a_naive_loop(with_log_q, mask, with_history, smoothing, generator):
-    logits = 3 * torch.randn(9, 9, generator=generator)
-    items = torch.tensor([2, 3, 2, 4, 5, 2, 6, 3, 7])
-    log_q = -4 * torch.rand(9, generator=generator) if with_log_q else None
-    history = torch.randint(0, 9, (9, 4), generator=generator) if with_history else None
-    if history is not None:
-        history[0] = 0  # an empty one
-        history[1, 0] = 3  # the target itself: it stays the positive
-    loss = in_batch_loss(
-        logits, items, log_q, mask_accidental_hits=mask, history=history, label_smoothing=smoothing
-    ).item()
-    lists = history.tolist() if history is not None else None
-    assert loss == pytest.approx(naive_in_batch(logits, items.tolist(), log_q, lists, mask, smoothing), rel=1e-5)
-
-
-def test_rows_of_a_larger_batch_give_the_same_loss(generator):
-    logits, items = torch.randn(6, 6, generator=generator), torch.tensor([2, 3, 2, 4, 3, 5])
-    log_q, history = -torch.rand(6, generator=generator), torch.randint(0, 6, (6, 3), generator=generator)
-    halves = [
-        in_batch_loss(logits[rows], items, log_q, history=history[rows], label_smoothing=0.1, first=rows.start)
-        for rows in (slice(0, 3), slice(3, 6))
-    ]
-    whole = in_batch_loss(logits, items, log_q, history=history, label_smoothing=0.1)
-    torch.testing.assert_close(torch.stack(halves).mean(), whole)
-
-
-def test_masked_columns_get_no_gradient(generator):
-    logits = torch.randn(4, 4, generator=generator, requires_grad=True)
-    items, history = torch.tensor([2, 3, 2, 4]), torch.tensor([[0], [4], [0], [0]])
-    in_batch_loss(logits, items, history=history, label_smoothing=0.1).backward()
-    silent = logits.grad == 0
-    assert silent.nonzero().tolist() == [[0, 2], [1, 3], [2, 0]]
-    assert torch.isfinite(logits.grad).all()
-
-
-def test_masks_hold_at_any_size_of_the_logits():
-    logits = torch.tensor([[0.0, 9e8], [9e8, 0.0]])
-    assert in_batch_loss(logits, torch.tensor([2, 2])).item() == 0.0
-    drawn = sampled_loss("list_wise", torch.tensor([0.0]), torch.tensor([[9e8]]), torch.tensor([[True]]))
-    assert drawn.item() == 0.0
-
-
-def test_log_q_lowers_a_popular_columns_logit():
-    logits, items = torch.zeros(2, 2), torch.tensor([2, 3])
-    log_q = torch.tensor([0.9, 0.1]).log()  # movie 2 is popular
-    # Row 0 has the popular movie as positive: it must now beat a rare one that stands in for many.
-    assert in_batch_loss(logits, items, log_q).item() == pytest.approx(-(math.log(0.1) + math.log(0.9)) / 2, rel=1e-5)
-
-
-def naive_sampled(objective, positive, negative, hit):
-    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
-    losses = []
-    for p, row, out in zip(positive.tolist(), negative.tolist(), hit.tolist(), strict=True):
-        kept = [n for n, h in zip(row, out, strict=True) if not h]
-        if objective == "list_wise":
-            losses.append(-math.log(math.exp(p) / (math.exp(p) + sum(math.exp(n) for n in kept))))
-        elif objective == "pair_wise":
-            losses += [-math.log(sigmoid(p - n)) for n in kept]
-        else:
-            losses += [-math.log(sigmoid(p))] + [-math.log(1 - sigmoid(n)) for n in kept]
-    return sum(losses) / len(losses)
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES[1:])
-def test_sampled_loss_against_a_naive_loop(objective, generator):
-    positive, negative = torch.randn(6, generator=generator), torch.randn(6, 5, generator=generator)
-    hit = torch.rand(6, 5, generator=generator) < 0.3
-    hit[0] = True  # a row whose every draw was the positive
-    loss = sampled_loss(objective, positive, negative, hit)
-    assert loss.item() == pytest.approx(naive_sampled(objective, positive, negative, hit), rel=1e-5)
-
-
-def test_unknown_sampled_objective_lists_the_known():
-    with pytest.raises(ValueError, match="unknown sampled objective 'bpr'; choose from list_wise, pair_wise"):
-        sampled_loss("bpr", torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool))
+# -- the loss of a model -----------------------------------------------------------------------------------------------
 
 
 def mean_loss(trainer, data, split):
@@ -176,10 +81,10 @@ def mean_loss(trainer, data, split):
         return np.mean([trainer._loss(p, log_q, sampler, generator).item() for p in parts])
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("logq", [True, False])
+@pytest.mark.parametrize(("objective", "logq"), [("in_batch", 0.0), ("in_batch", 0.5), *((o, 1.0) for o in OBJECTIVES)])
 def test_untrained_model_starts_at_the_loss_of_chance(new_trainer, data, split, objective, logq):
-    trainer = new_trainer(objective=objective, logq=logq, mask_seen=False, mask_accidental_hits=False)
+    masks = {"mask_seen": False, "mask_accidental_hits": False} if objective == "in_batch" else {}
+    trainer = new_trainer(objective=objective, logq=logq, **masks)
     if objective == "point_wise":  # the only one for which the scores have to be 0 and not merely alike
         nn.init.zeros_(trainer.model.user_tower.mlp[-1].weight)
         nn.init.zeros_(trainer.model.user_tower.mlp[-1].bias)
@@ -189,32 +94,23 @@ def test_untrained_model_starts_at_the_loss_of_chance(new_trainer, data, split, 
     assert mean_loss(trainer, data, split) == pytest.approx(expected, abs=tolerance)
 
 
-def test_loss_at_chance_by_the_formula():
-    counts = np.array([0, 0, 8, 4, 4])
-    config = TrainingConfig(batch_size=32)
-    divergence = 0.5 * math.log(1.5) + 2 * 0.25 * math.log(0.75)
-    assert loss_at_chance(config, counts) == pytest.approx(math.log(32) + divergence)
-    assert loss_at_chance(replace(config, logq=False), counts) == pytest.approx(math.log(32))
-    even = np.array([0, 0, 5, 5])
-    assert loss_at_chance(config, even) == pytest.approx(math.log(32))
-
-
 # -- the trainer ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def planted():
     """Generated tastes with enough rows to be found."""
-    data = encode(synthetic(n_ratings=12_000, n_users=400, n_movies=400, seed=2))
+    data = encoded(synthetic(n_ratings=12_000, n_users=400, n_movies=400, seed=2))
     return data, split_by_time(data), BatchBuilder(data, max_history=20)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_learns_planted_tastes(planted, recipe, objective):
     data, split, batches = planted
-    config = TrainingConfig(objective, epochs=8, batch_size=256, learning_rate=1e-2, n_negatives=16)
+    drawn = {} if objective == "in_batch" else {"n_negatives": 16}
+    config = TrainingConfig(objective, epochs=8, batch_size=256, learning_rate=1e-2, **drawn)
     trainer = Trainer(build_model(data, replace(recipe, max_history=20), 0), batches, config)
-    history = trainer.fit(split.train, split.validation, progress=False)
+    history = trainer.fit(split.train, lambda m: evaluate(m, batches, split.validation), progress=False)
     popular = metrics(rank_targets(Popularity(data, split.train), data, split.validation))
     know_nothing = loss_at_chance(config, data.item_counts(split.train))
     if objective == "point_wise":  # knowing that 1 in 17 is a positive is enough for less than ln 2
@@ -263,7 +159,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(fit, tmp_path, objective):
 @pytest.mark.slow
 @pytest.mark.skipif(missing_compiler() is not None, reason=f"torch.compile finds {missing_compiler()}")
 @pytest.mark.parametrize("objective", ["in_batch", "list_wise"])
-def test_compiled_towers_train_alike_and_leave_the_model_as_it_is(data, batches, split, recipe, objective, monkeypatch):
+def test_compiled_towers_train_alike_and_leave_the_model_as_it_is(
+    data, batches, split, validate, recipe, objective, monkeypatch
+):
     config, called, torch_compile = replace(QUICK, objective=objective), [], torch.compile
 
     def watched(tower):
@@ -280,7 +178,7 @@ def test_compiled_towers_train_alike_and_leave_the_model_as_it_is(data, batches,
         Trainer(build_model(data, replace(recipe, dropout=0.0), 0), batches, config, compile=c) for c in (False, True)
     )
     for trainer in (plain, compiled):
-        trainer.fit(split.train, split.validation, progress=False)
+        trainer.fit(split.train, validate, progress=False)
     assert compiled.history["loss"].tolist() == pytest.approx(plain.history["loss"].tolist(), rel=1e-3)
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
     encoded_per_step = ["user_tower", "item_tower"] + ["item_tower"] * (objective == "list_wise")  # the negatives
@@ -359,16 +257,41 @@ def test_patience_stops_and_the_best_weights_are_kept(fit, data, batches, split)
     scores = trainer.history["hit@10"].tolist()
     assert len(scores) < 40
     assert len(scores) - 1 - int(np.argmax(scores)) == 2
-    kept = metrics(rank_targets(TwoTowerScorer(trainer.model, batches), data, split.validation))
-    assert kept["hit@10"] == max(scores)
+    assert evaluate(trainer.model, batches, split.validation)["hit@10"] == max(scores)
     assert not trainer.model.training
 
 
+def test_the_best_epoch_is_chosen_by_the_stated_metric(new_trainer, split):
+    scores = iter([{"a": 1.0, "b": 3.0}, {"a": 2.0, "b": 2.0}, {"a": 3.0, "b": 1.0}])
+    kept = []
+    trainer = new_trainer(select_by="b")
+    trainer.fit(split.train, lambda _: next(scores), progress=False, on_epoch=lambda t: kept.append(weights(t)))
+    assert torch.equal(weights(trainer), kept[0])
+    with pytest.raises(ValueError, match="select_by is 'hit@10', but validate gives a"):
+        new_trainer().fit(split.train, lambda _: {"a": 1.0}, progress=False)
+
+
 def test_without_validation_all_epochs_run_and_the_last_weights_stay(fit):
-    trainer = fit(validation=None, patience=1)
-    assert len(trainer.history) == QUICK.epochs
+    kept = []
+    trainer = fit(validate=None, on_epoch=lambda t: kept.append(weights(t)))
     assert "hit@10" not in trainer.history
-    assert torch.equal(weights(trainer), weights(fit(validation=None)))
+    assert torch.equal(weights(trainer), kept[-1])
+    with pytest.raises(ValueError, match="patience counts epochs without a better validation"):
+        fit(validate=None, patience=1)
+
+
+def test_a_trainer_trains_once(fit, split):
+    trainer = fit()
+    with pytest.raises(ValueError, match="has trained already; make a new one"):
+        trainer.fit(split.train, progress=False)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_unknown_row_learns_only_from_dropped_ids(fit, data, recipe, share):
+    model, fresh = fit(id_dropout=share, weight_decay=0.0).model, build_model(data, recipe, 0)
+    for tower, name in (("user_tower", "user_id"), ("item_tower", "item_id")):
+        before, after = (getattr(m, tower).embedding.tables[name].weight[1] for m in (fresh, model))
+        assert torch.equal(before, after) == (share == 0.0)
 
 
 def test_history_has_a_row_per_epoch(fit):
@@ -381,12 +304,14 @@ def test_history_has_a_row_per_epoch(fit):
 @pytest.mark.parametrize("schedule", ["one_cycle", "constant"])
 def test_schedules(new_trainer, schedule):
     trainer = new_trainer(schedule=schedule)
+    steps = learning_rate_schedule(trainer.optimizer, trainer.config, 1000)
     rates = []
-    for progress in (0.0, 0.15, 0.3, 0.65, 0.999):
-        trainer._set_learning_rate(progress)
+    for _ in range(1000):
         rates.append(trainer.optimizer.param_groups[0]["lr"] / trainer.config.learning_rate)
+        trainer.optimizer.step()
+        steps.step()
     expected = [0.04, 0.52, 1.0, 0.5, 0.0] if schedule == "one_cycle" else [1.0] * 5
-    assert rates == pytest.approx(expected, abs=1e-4)
+    assert [rates[i] for i in (0, 150, 300, 650, 999)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_divergence_is_reported_with_advice(new_trainer, split):
@@ -394,12 +319,10 @@ def test_divergence_is_reported_with_advice(new_trainer, split):
     with torch.no_grad():
         trainer.model.item_tower.mlp[0].weight[0, 0] = torch.nan
     with pytest.raises(Diverged, match=r"the loss is nan in epoch 1; lower the learning rate \(now 0.005\) or raise"):
-        trainer.fit(split.train, split.validation, progress=False)
+        trainer.fit(split.train, progress=False)
 
 
 def test_a_batch_of_one_is_refused(batches, new_trainer, split):
-    with pytest.raises(ValueError, match="a batch of one has none"):
-        TrainingConfig(batch_size=1)
     with pytest.raises(ValueError, match="a batch of one has no in-batch negatives"):
         in_batch_loss(torch.zeros(1, 1), torch.tensor([2]))
     with pytest.raises(ValueError, match="1 training rows are too few for the objective 'in_batch'"):
@@ -418,30 +341,14 @@ def test_no_rows_are_refused(new_trainer, split):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"objective": "triplet"},
-            "unknown objective 'triplet'; choose from in_batch, list_wise, pair_wise",
-        ),
-        ({"sampler": "hard"}, r"unknown sampler 'hard'; choose from uniform, count\^0.75"),
-        ({"schedule": "cosine"}, "unknown schedule 'cosine'; choose from one_cycle, constant"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"n_negatives": 0}, "n_negatives must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
-        ({"patience": 0}, "patience must be at least 1 epoch"),
-        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
-    ],
+    ("cuda", "mps", "expected"),
+    [(False, False, "cpu"), (False, True, "mps"), (True, False, "cuda"), (True, True, "cuda")],
 )
-def test_bad_settings_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        TrainingConfig(**change)
-
-
-def test_device_names():
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+def test_auto_takes_the_best_device_there_is(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert resolve_device("auto").type == expected
+    assert resolve_device("cpu").type == "cpu"
 
 
 def test_model_and_batches_on_two_devices_are_refused(data, recipe, batches):
@@ -461,7 +368,7 @@ def test_weights_survive_saving_and_loading(fit, data, batches, split, recipe, t
     assert torch.equal(loaded(batch), model(batch))
     assert not loaded.training
     assert sum(t.shape == (data.n_items, recipe.dim) for t in load_file(tmp_path / "model.safetensors").values()) == 1
-    table = loaded.item_tower.embedding.tables["movie_id"]
+    table = loaded.item_tower.embedding.tables["item_id"]
     assert loaded.user_tower.embedding.tables["history"] is table
 
 
@@ -489,6 +396,20 @@ def test_a_checkpoint_of_another_configuration_is_refused(fit, tmp_path):
         fit(checkpoint=path, epochs=5, learning_rate=1e-3)
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_checkpoint_goes_on_with_validation_only_if_it_began_so(fit, validate, tmp_path, validated):
+    def interrupt(trainer):
+        raise KeyboardInterrupt
+
+    path, ways = tmp_path / "checkpoint.safetensors", [validate, None] if validated else [None, validate]
+    with pytest.raises(KeyboardInterrupt):
+        fit(validate=ways[0], checkpoint=path, on_epoch=interrupt)
+    with pytest.raises(
+        ValueError, match=f"{'with' if validated else 'without'} validation; continue it in the same way"
+    ):
+        fit(validate=ways[1], checkpoint=path)
+
+
 def test_a_checkpoint_of_another_model_is_refused(fit, recipe, tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     fit(checkpoint=path)
@@ -497,7 +418,7 @@ def test_a_checkpoint_of_another_model_is_refused(fit, recipe, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["cut", "empty", "text", "weights"])
-def test_a_damaged_checkpoint_gives_a_clear_error(fit, new_trainer, tmp_path, kind):
+def test_a_damaged_checkpoint_gives_a_clear_error(fit, new_trainer, split, validate, tmp_path, kind):
     path = tmp_path / "checkpoint.safetensors"
     fit(checkpoint=path)
     if kind == "cut":
@@ -509,13 +430,13 @@ def test_a_damaged_checkpoint_gives_a_clear_error(fit, new_trainer, tmp_path, ki
     trainer = new_trainer()
     before = weights(trainer)
     with pytest.raises(ValueError, match=r"damaged or no checkpoint of a Trainer .* delete it"):
-        trainer.load_checkpoint(path)
+        trainer.fit(split.train, validate, progress=False, checkpoint=path)
     assert torch.equal(weights(trainer), before)
 
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(fit, tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.safetensors"
-    trainer = fit(checkpoint=path)
+    fit(checkpoint=path)
     before = path.read_bytes()
 
     def full_disk(tensors, target, metadata):
@@ -523,8 +444,11 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(fit, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dssm_helpers.training.save_file", full_disk)
+    path.rename(path.with_suffix(".first"))
     with pytest.raises(OSError, match="No space left on device"):
-        trainer.save_checkpoint(path)
+        fit(checkpoint=path)
+    assert not path.exists()
+    path.with_suffix(".first").rename(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -532,33 +456,10 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(fit, tmp_path, monkeypat
 # -- notebook 04 ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("with_log_q", [False, True])
-@pytest.mark.parametrize("with_history", [False, True])
-def test_notebook_in_batch_softmax_agrees(with_log_q, with_history, generator):
-    ours = notebook_definitions("04", "in_batch_softmax")["in_batch_softmax"]
-    logits, items = torch.randn(12, 12, generator=generator), torch.randint(2, 9, (12,), generator=generator)
-    log_q = -3 * torch.rand(12, generator=generator) if with_log_q else None
-    history = torch.randint(0, 9, (12, 5), generator=generator) if with_history else None
-    expected = in_batch_loss(logits, items, log_q, history=history)
-    torch.testing.assert_close(ours(logits, items, log_q, history), expected)
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES[1:])
-def test_notebook_sampled_objectives_agree(objective, generator):
-    ours = notebook_definitions("04", objective)[objective]
-    positive, negative = torch.randn(8, generator=generator), torch.randn(8, 6, generator=generator)
-    hit = torch.rand(8, 6, generator=generator) < 0.2
-    torch.testing.assert_close(ours(positive, negative, hit), sampled_loss(objective, positive, negative, hit))
-
-
 @pytest.mark.parametrize(
     ("check", "name", "wrong"),
     [
-        (
-            check_corrected_list_wise,
-            "corrected_list_wise",
-            lambda p, n, *_: sampled_loss("list_wise", p, n, n > 99),
-        ),
+        (check_corrected_list_wise, "corrected_list_wise", lambda p, n, *_: list_wise_loss(p, n, n > 99)),
         (check_chance_loss, "chance_loss", lambda batch_size, counts: math.log(batch_size)),
         (check_should_stop, "should_stop", lambda scores, patience: len(scores) > patience),
     ],

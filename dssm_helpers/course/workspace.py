@@ -30,10 +30,7 @@ from ..recipes import build_model, find_recipe
 from ..settings import artifacts_dir, dataset_name, device_name, seeds
 from ..training import Trainer, TrainingConfig, load_weights, resolve_device, save_weights
 
-PROTOCOL = (
-    "leave-one-out by time: each user's last rating is the test, the one before the validation; every movie the user "
-    "had not rated is a candidate; ties count half; choices on validation, figures on test"
-)
+PROTOCOL = "candidates are all items the user has not had; ties count half; choices on validation, figures on test"
 KIND = "trained model"
 
 
@@ -64,7 +61,8 @@ class Workspace:
         self.dataset = dataset or data.name
         self.data = data
         self.split = make_split(data, split)
-        self.folder = artifacts_dir(self.dataset)
+        self.protocol = f"{split.replace('_', ' ')}; {PROTOCOL}"
+        self.folder = artifacts_dir(self.dataset if split == "leave_last_out" else f"{self.dataset}-{split}")
         self.device = resolve_device(device_name())
         self.batches = BatchBuilder(self.data, device=self.device)
         _set_old_artifacts_aside(self.folder)
@@ -149,7 +147,7 @@ class Workspace:
 
     def record(self, **sections: Any) -> None:
         """Merge sections (``models=…``, ``retrieval=…``) into ``results.json``."""
-        results = {"seeds": len(seeds()), **self.results(), "dataset": self.dataset, "protocol": PROTOCOL}
+        results = {"seeds": len(seeds()), **self.results(), "dataset": self.dataset, "protocol": self.protocol}
         for name, section in sections.items():
             merge = isinstance(section, dict) and isinstance(results.get(name), dict)
             results[name] = {**results[name], **section} if merge else section

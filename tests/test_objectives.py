@@ -1,0 +1,205 @@
+"""Objectives and settings against naive loops, and notebook 04's own objectives."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import notebook_definitions
+
+from dssm_helpers.objectives import (
+    OBJECTIVES,
+    SAMPLED,
+    TrainingConfig,
+    in_batch_loss,
+    in_history,
+    loss_at_chance,
+    with_unknown_ids,
+)
+
+# -- objectives -------------------------------------------------------------------------------------------------------
+
+
+def naive_in_batch(logits, items, log_q, history, mask, smoothing):
+    """Row by row and column by column, with plain Python numbers."""
+    total = 0.0
+    for r in range(len(items)):
+        allowed = []
+        for c in range(len(items)):
+            same = mask and items[c] == items[r]
+            seen = history is not None and items[c] in history[r]
+            if c == r or not (same or seen):
+                allowed.append(c)
+        shifted = {c: float(logits[r, c]) - (float(log_q[c]) if log_q is not None else 0.0) for c in allowed}
+        log_sum = math.log(sum(math.exp(x) for x in shifted.values()))
+        losses = {c: log_sum - x for c, x in shifted.items()}
+        total += (1 - smoothing) * losses[r] + smoothing * sum(losses.values()) / len(losses)
+    return total / len(items)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("with_history", [False, True])
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("with_log_q", [False, True])
+def test_in_batch_loss_against_a_naive_loop(with_log_q, mask, with_history, smoothing, generator):
+    logits = 3 * torch.randn(9, 9, generator=generator)
+    items = torch.tensor([2, 3, 2, 4, 5, 2, 6, 3, 7])
+    log_q = -4 * torch.rand(9, generator=generator) if with_log_q else None
+    history = torch.randint(0, 9, (9, 4), generator=generator) if with_history else None
+    if history is not None:
+        history[0] = 0  # an empty one
+        history[1, 0] = 3  # the target itself: it stays the positive
+    loss = in_batch_loss(
+        logits, items, log_q, mask_accidental_hits=mask, history=history, label_smoothing=smoothing
+    ).item()
+    lists = history.tolist() if history is not None else None
+    assert loss == pytest.approx(naive_in_batch(logits, items.tolist(), log_q, lists, mask, smoothing), rel=1e-5)
+
+
+def test_rows_of_a_larger_batch_give_the_same_loss(generator):
+    logits, items = torch.randn(6, 6, generator=generator), torch.tensor([2, 3, 2, 4, 3, 5])
+    log_q, history = -torch.rand(6, generator=generator), torch.randint(0, 6, (6, 3), generator=generator)
+    halves = [
+        in_batch_loss(logits[rows], items, log_q, history=history[rows], label_smoothing=0.1, first=rows.start)
+        for rows in (slice(0, 3), slice(3, 6))
+    ]
+    whole = in_batch_loss(logits, items, log_q, history=history, label_smoothing=0.1)
+    torch.testing.assert_close(torch.stack(halves).mean(), whole)
+
+
+def test_half_a_correction_starts_at_its_own_loss():
+    counts = np.array([0, 0, 8, 4, 4])
+    q = np.array([0.5, 0.25, 0.25])
+    expected = math.log(32) + 0.5 * float((q * np.log(q)).sum()) + math.log(float((q**0.5).sum()))
+    assert loss_at_chance(TrainingConfig(batch_size=32, logq=0.5), counts) == pytest.approx(expected)
+
+
+def test_masked_columns_get_no_gradient(generator):
+    logits = torch.randn(4, 4, generator=generator, requires_grad=True)
+    items, history = torch.tensor([2, 3, 2, 4]), torch.tensor([[0], [4], [0], [0]])
+    in_batch_loss(logits, items, history=history, label_smoothing=0.1).backward()
+    silent = logits.grad == 0
+    assert silent.nonzero().tolist() == [[0, 2], [1, 3], [2, 0]]
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_masks_hold_at_any_size_of_the_logits():
+    logits = torch.tensor([[0.0, 9e8], [9e8, 0.0]])
+    assert in_batch_loss(logits, torch.tensor([2, 2])).item() == 0.0
+    drawn = SAMPLED["list_wise"](torch.tensor([0.0]), torch.tensor([[9e8]]), torch.tensor([[True]]))
+    assert drawn.item() == 0.0
+
+
+def test_log_q_lowers_a_popular_columns_logit():
+    logits, items = torch.zeros(2, 2), torch.tensor([2, 3])
+    log_q = torch.tensor([0.9, 0.1]).log()  # movie 2 is popular
+    # Row 0 has the popular movie as positive: it must now beat a rare one that stands in for many.
+    assert in_batch_loss(logits, items, log_q).item() == pytest.approx(-(math.log(0.1) + math.log(0.9)) / 2, rel=1e-5)
+
+
+def naive_sampled(objective, positive, negative, hit):
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    losses = []
+    for p, row, out in zip(positive.tolist(), negative.tolist(), hit.tolist(), strict=True):
+        kept = [n for n, h in zip(row, out, strict=True) if not h]
+        if objective == "list_wise":
+            losses.append(-math.log(math.exp(p) / (math.exp(p) + sum(math.exp(n) for n in kept))))
+        elif objective == "pair_wise":
+            losses += [-math.log(sigmoid(p - n)) for n in kept]
+        else:
+            losses += [-math.log(sigmoid(p))] + [-math.log(1 - sigmoid(n)) for n in kept]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[1:])
+def test_sampled_loss_against_a_naive_loop(objective, generator):
+    positive, negative = torch.randn(6, generator=generator), torch.randn(6, 5, generator=generator)
+    hit = torch.rand(6, 5, generator=generator) < 0.3
+    hit[0] = True  # a row whose every draw was the positive
+    loss = SAMPLED[objective](positive, negative, hit)
+    assert loss.item() == pytest.approx(naive_sampled(objective, positive, negative, hit), rel=1e-5)
+
+
+def test_in_history_equals_a_loop(generator):
+    history, items = torch.randint(0, 12, (40, 7), generator=generator), torch.randint(2, 12, (9,), generator=generator)
+    expected = [[item in row for item in items.tolist()] for row in history.tolist()]
+    assert in_history(history, items).tolist() == expected
+
+
+def test_loss_at_chance_by_the_formula():
+    counts = np.array([0, 0, 8, 4, 4])
+    config = TrainingConfig(batch_size=32)
+    divergence = 0.5 * math.log(1.5) + 2 * 0.25 * math.log(0.75)
+    assert loss_at_chance(config, counts) == pytest.approx(math.log(32) + divergence)
+    assert loss_at_chance(replace(config, logq=0.0), counts) == pytest.approx(math.log(32))
+    even = np.array([0, 0, 5, 5])
+    assert loss_at_chance(config, even) == pytest.approx(math.log(32))
+
+
+def test_unknown_ids_come_in_the_stated_share_and_never_to_padding():
+    torch.manual_seed(0)
+    batch = {
+        "user_id": torch.full((10_000,), 7),
+        "item_id": torch.tensor([0, 9]).repeat(5_000),
+        "history": torch.ones(3),
+    }
+    changed = with_unknown_ids(batch, 0.2)
+    assert (changed["user_id"] == 1).float().mean().item() == pytest.approx(0.2, abs=0.02)
+    assert set(changed["user_id"].tolist()) == {1, 7}
+    assert set(changed["item_id"].tolist()) == {0, 1, 9}
+    assert changed["history"] is batch["history"]
+    assert (batch["user_id"] == 7).all()  # the batch itself is left alone
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"objective": "triplet"},
+            "unknown objective 'triplet'; choose from in_batch, list_wise, pair_wise",
+        ),
+        ({"sampler": "hard"}, r"unknown sampler 'hard'; choose from uniform, count\^0.75"),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine'; choose from one_cycle, constant"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"n_negatives": 0}, "n_negatives must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": math.nan}, "learning_rate must be positive, got nan"),
+        ({"patience": 0}, "patience must be at least 1 epoch"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\)"),
+        ({"id_dropout": -0.1}, r"id_dropout must be in \[0, 1\)"),
+        ({"batch_size": 1}, "a batch of one has none"),
+        ({"n_negatives": 8}, "the objective 'in_batch' does not read n_negatives"),
+        ({"objective": "list_wise", "logq": 0.0}, "the objective 'list_wise' does not read logq"),
+        ({"objective": "pair_wise", "mask_seen": False}, "does not read mask_seen"),
+        ({"objective": "point_wise", "label_smoothing": 0.1}, "does not read label_smoothing"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**change)
+
+
+# -- notebook 04 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_log_q", [False, True])
+@pytest.mark.parametrize("with_history", [False, True])
+def test_notebook_in_batch_softmax_agrees(with_log_q, with_history, generator):
+    ours = notebook_definitions("04", "in_batch_softmax")["in_batch_softmax"]
+    logits, items = torch.randn(12, 12, generator=generator), torch.randint(2, 9, (12,), generator=generator)
+    log_q = -3 * torch.rand(12, generator=generator) if with_log_q else None
+    history = torch.randint(0, 9, (12, 5), generator=generator) if with_history else None
+    expected = in_batch_loss(logits, items, log_q, history=history)
+    torch.testing.assert_close(ours(logits, items, log_q, history), expected)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES[1:])
+def test_notebook_sampled_objectives_agree(objective, generator):
+    ours = notebook_definitions("04", objective)[objective]
+    positive, negative = torch.randn(8, generator=generator), torch.randn(8, 6, generator=generator)
+    hit = torch.rand(8, 6, generator=generator) < 0.2
+    torch.testing.assert_close(ours(positive, negative, hit), SAMPLED[objective](positive, negative, hit))
