@@ -7,49 +7,28 @@ the queries are the real user vectors of the test positions. About eight minutes
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import tempfile
-import time
-from importlib.metadata import version
 from pathlib import Path
 
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
     os.environ[_variable] = "1"  # read once, when NumPy and Faiss are imported
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import machine as shared  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from dssm_helpers.files import write_atomically  # noqa: E402
+from dssm_helpers.course.workspace import Workspace  # noqa: E402
 from dssm_helpers.retrieval import build_index, enlarge, measure  # noqa: E402
-from dssm_helpers.workspace import Workspace  # noqa: E402
 
-HNSW = {"kind": "hnsw", "M": 16, "efConstruction": 40}
-# name, backend, build options, the search options to try; None where the number of cells depends on the catalogue
+# name, backend, build options, the search option and the values to try; cells=True: as many as the root of the vectors
 CONTENDERS = [
     ("exact", "exact", {}, [{}]),
     ("Annoy", "annoy", {"n_trees": 20}, [{"search_k": k} for k in (2_000, 10_000, 50_000)]),
     ("Faiss ivf", "faiss", {"kind": "ivf", "nlist": None}, [{"nprobe": p} for p in (1, 8, 32, 128)]),
-    (
-        "Faiss hnsw",
-        "faiss",
-        HNSW,
-        [{"efSearch": e} for e in (64, 256, 1024)],
-    ),
+    ("Faiss hnsw", "faiss", {"kind": "hnsw", "M": 16, "efConstruction": 40}, [{"efSearch": e} for e in (64, 256, 1024)]),
     ("Faiss sq8", "faiss", {"kind": "sq8"}, [{}]),
     ("Faiss ivfpq", "faiss", {"kind": "ivfpq", "nlist": None}, [{"nprobe": p} for p in (8, 32, 128)]),
-]
-
-
-def cpu_model() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+]  # fmt: skip
 
 
 def run(n_vectors: int, n_queries: int) -> dict:
@@ -60,32 +39,25 @@ def run(n_vectors: int, n_queries: int) -> dict:
     vectors = enlarge(items, n_vectors)
     exact_ids, _ = build_index(vectors).search(queries, 10)
     rows = []
-    bar = tqdm(total=sum(len(sweep) for *_, sweep in CONTENDERS), desc="ann")
-    for name, backend, options, sweep in CONTENDERS:
+    for name, backend, options, sweep in tqdm(CONTENDERS):
         if "nlist" in options:
             options = {**options, "nlist": max(1, min(round(n_vectors**0.5), n_vectors // 39))}
-        bar.set_postfix_str(f"building {name}")
-        start = time.perf_counter()
-        index = build_index(vectors, backend=backend, **options)
-        seconds = time.perf_counter() - start
+        built: list = []
+        (seconds,) = shared.seconds_of(lambda b=backend, o=options: built.append(build_index(vectors, backend=b, **o)), 1)
+        (index,) = built
         with tempfile.TemporaryDirectory() as folder:
             index.save(Path(folder) / "index")
             disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         for search in sweep:
-            figures = measure(index.tune(**search), queries, exact_ids)
-            built = {key: value for key, value in options.items() if key != "kind"}
-            rows.append(
-                {"index": name, "build": built, "search": search, "build_seconds": seconds}
-                | figures
-                | {"disk_megabytes": disk / 1e6}
-            )
-            bar.update()
+            row = {"index": name, "build": {k: v for k, v in options.items() if k != "kind"}, "search": search}
+            row |= {"build_seconds": seconds, **measure(index.tune(**search), queries, exact_ids)}
+            rows.append(row | {"disk_megabytes": disk / 1e6})
         index.close()
-    bar.close()
+    machine = shared.machine()
     return {
-        "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": cpu_model(), "cores": os.cpu_count(), "threads used": 1, "system": platform.system()},
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("numpy", "annoy", "faiss-cpu")},
+        "date": machine["date"],
+        "machine": {**machine, "threads used": 1},
+        "versions": {"python": machine["python"]} | {p: shared.version(p) for p in ("numpy", "annoy", "faiss-cpu")},
         "dataset": workspace.dataset,
         "vectors": n_vectors,
         "dimensions": vectors.shape[1],
@@ -95,16 +67,13 @@ def run(n_vectors: int, n_queries: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--vectors", type=int, default=1_000_000, help="size of the catalogue (default: a million)")
-    parser.add_argument("--queries", type=int, default=300, help="user vectors searched for (default: 300)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("ann.json"), help="where to write")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vectors", type=int, default=1_000_000, help="size of the catalogue, from 10,000")
+    parser.add_argument("--queries", type=int, default=300, help="user vectors searched for")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where to write")
     arguments = parser.parse_args()
-    if arguments.vectors < 10_000 or arguments.queries < 1:
-        parser.error("take at least 10,000 vectors (product quantisation learns from them) and one query")
     result = run(arguments.vectors, arguments.queries)
-    with write_atomically(arguments.out) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    shared.write_json(arguments.out, result)
     for row in result["rows"]:
         setting = ", ".join(f"{key}={value}" for key, value in row["search"].items())
         print(

@@ -1,245 +1,193 @@
-"""Our half of each comparison in peers.py, one measurement per process. Prints one line of JSON.
+"""Our half of each comparison in peers.py, and the stages of scaling.py: one measurement per process.
 
-``peer_rechub.py`` is the other half: the same subcommands, the same inputs, the same widths.
+``peer_rechub.py`` is the other half: the same parts, the same inputs, the same widths.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine as shared
-import numpy as np
 
 # What both sides are given: the widths of torch-rechub's own example (its embeddings must all have one width).
-BATCH_SIZE = 256
-MAX_HISTORY = 50
-WIDTH, DIMS = 16, (256, 128, 64)
+BATCH_SIZE, MAX_HISTORY, WIDTH, DIMS = 256, 50, 16, (256, 128, 64)
 EPOCHS_TIMED = 3  # of training; the one before them warms up
 USER_COLUMNS = ("gender", "age", "occupation", "zip")
-
-
-def save_tables(tables, path: Path) -> None:
-    """The three tables as plain arrays, readable from any environment without pickle."""
-    frames = {"ratings": tables.ratings, "users": tables.users, "movies": tables.movies}
-    columns = {f"{f}.{c}": frame[c].to_numpy() for f, frame in frames.items() for c in frame}
-    columns = {n: v.astype(str) if v.dtype.kind not in "iuf" else v for n, v in columns.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        np.savez(file, name=np.asarray(tables.name), **columns)
-
-
-def load_tables(path: Path):
-    """What :func:`save_tables` wrote."""
-    import pandas as pd
-
-    from dssm_helpers.data import MovieLens
-
-    with np.load(path) as stored:
-        frames: dict[str, dict[str, np.ndarray]] = {}
-        for key in stored.files:
-            if key != "name":
-                frame, _, column = key.partition(".")
-                frames.setdefault(frame, {})[column] = stored[key]
-        return MovieLens(str(stored["name"]), **{f: pd.DataFrame(columns) for f, columns in frames.items()})
 
 
 def prepare(tables):
     """Tables → encoded data, split and a batch builder: all there is before the first training step."""
     from dssm_helpers.data import encode, split_by_time
     from dssm_helpers.features import BatchBuilder
+    from dssm_helpers.movielens import SCHEMA
 
-    data = encode(tables)
+    data = encode(tables.ratings, tables.users, tables.movies, SCHEMA, name=tables.name)
     return data, split_by_time(data), BatchBuilder(data, max_history=MAX_HISTORY)
 
 
-def prep(arguments: argparse.Namespace) -> dict:
+def prep(tables: str) -> dict[str, Any]:
     """Seconds and peak memory of the preparation, in a process that has done nothing else."""
-    import torch  # noqa: F401  (the import is not part of the measurement)
+    import torch  # noqa: F401  (the imports are not part of the measurement)
 
-    import dssm_helpers.features  # noqa: F401
+    import dssm_helpers.features
 
-    imports = shared.resident_memory()
-    tables = load_tables(arguments.tables)
+    imports, loaded = shared.memory("VmRSS"), shared.load_tables(tables)
     shared.reset_peak()
-    started = time.perf_counter()
-    data, split, batches = prepare(tables)
-    seconds, peak = time.perf_counter() - started, shared.peak_memory()
-    started = time.perf_counter()
-    for positions in batches.epoch(split.train, 4096):
-        batches(positions)
+    (seconds,) = shared.seconds_of(lambda: prepare(loaded), 1)
+    peak = shared.memory()
+    data, split, batches = prepare(loaded)
+    (forming,) = shared.seconds_of(lambda: [batches(p) for p in batches.epoch(split.train, 4096)], 1)
+    above = (peak - imports) / 2**20
     return {
         "seconds": seconds,
-        "mib_above_imports": (peak - imports) / 2**20,
+        "mib_above_imports": above,
         "rows": len(data),
-        "seconds_forming_every_batch": time.perf_counter() - started,
+        "seconds_forming_every_batch": forming,
     }
 
 
-def _model(data, pooling="mean"):
-    from dssm_helpers import workspace
+def example_recipe(**changes: Any):
+    """The model of torch-rechub's example as far as ours goes, without dropout, as the peer's."""
+    from dssm_helpers.recipes import Recipe
+    from dssm_helpers.training import TrainingConfig
 
-    # No dropout: the peer has none by default either.
-    recipe = workspace.Recipe(pooling=pooling, dim=WIDTH, dims=DIMS, max_history=MAX_HISTORY, dropout=0.0)
-    return workspace.build_model(data, recipe, seed=0)
+    training = TrainingConfig(batch_size=BATCH_SIZE)
+    settings = {"pooling": "mean", "dim": WIDTH, "dims": DIMS, "max_history": MAX_HISTORY, "dropout": 0.0}
+    return Recipe(**{**settings, "training": training, **changes})
 
 
-def train(arguments: argparse.Namespace) -> dict:
+def train(tables: str, steps: int = 150) -> dict[str, Any]:
     """Training examples per second: in-batch softmax with logQ and both masks, AdamW.
 
     Of the peer's widths, of these with the course's poolings, and of the course's default model; each as the course
     trains and with compiled towers, where there is a compiler.
     """
     from dssm_helpers.features import DEFAULT_POOLING
-    from dssm_helpers.training import Trainer, TrainingConfig, missing_compiler
-    from dssm_helpers.workspace import build_model, find_recipe
+    from dssm_helpers.recipes import RECIPES, build_model
+    from dssm_helpers.training import Trainer, missing_compiler
 
-    data, split, batches = prepare(load_tables(arguments.tables))
-    rows = split.train[: arguments.steps * BATCH_SIZE]
-    contenders = {
-        "": (lambda: _model(data), BATCH_SIZE),
-        "course_pooling_": (lambda: _model(data, DEFAULT_POOLING), BATCH_SIZE),
-        "default_": (lambda: build_model(data, "dssm"), find_recipe("dssm").training.batch_size),
+    data, split, batches = prepare(shared.load_tables(tables))
+    rows = split.train[: steps * BATCH_SIZE]
+    recipes = {
+        "": example_recipe(),
+        "course_pooling_": example_recipe(pooling=DEFAULT_POOLING),
+        "default_": RECIPES["dssm"],
     }
-    ways = {"": False} if missing_compiler() else {"": False, "compiled_": True}
-    result = {"steps": arguments.steps}
+    result = {"steps": steps}
     with tempfile.TemporaryDirectory() as empty:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # else a second run would find what the first compiled
-        for name, (model, batch_size) in contenders.items():
-            for way, compiled in ways.items():
-                config = TrainingConfig(epochs=1 + EPOCHS_TIMED, batch_size=batch_size)
-                trainer = Trainer(model(), batches, config, compile=compiled)
-                at = [shared.both_clocks()]
-                trainer.fit(rows, progress=False, on_epoch=lambda _, at=at: at.append(shared.both_clocks()))
-                rates = shared.rates(at, len(rows))
-                result |= {f"{name}{way}{rate}": value for rate, value in rates.items()}
+        for name, recipe in recipes.items():
+            for way in ("",) if missing_compiler() else ("", "compiled_"):
+                config = replace(recipe.training, epochs=1 + EPOCHS_TIMED)
+                trainer = Trainer(build_model(data, recipe), batches, config, compile=bool(way))
+                at = [shared.clocks()]
+                trainer.fit(rows, progress=False, on_epoch=lambda _, at=at: at.append(shared.clocks()))
+                result |= {f"{name}{way}{rate}": value for rate, value in shared.rates(at, len(rows)).items()}
     return result
 
 
-def evaluate(arguments: argparse.Namespace) -> dict:
+def evaluate(tables: str, repeats: int = 5) -> dict[str, Any]:
     """Seconds for all item and user vectors and the exact ranking of each test movie among all candidates."""
-    from dssm_helpers.evaluation import TwoTowerScorer, metrics, rank_targets
+    from dssm_helpers.evaluation import evaluate as ranked
+    from dssm_helpers.recipes import build_model
 
-    data, split, batches = prepare(load_tables(arguments.tables))
-    model = _model(data)
-    return {
-        "seconds": shared.best_of(
-            lambda: metrics(rank_targets(TwoTowerScorer(model, batches), data, split.test)), arguments.repeats
-        )["median"],
-        "users": len(split.test),
-        "items": data.n_items - 2,
-    }
+    data, split, batches = prepare(shared.load_tables(tables))
+    model = build_model(data, example_recipe())
+    seconds = shared.seconds_of(lambda: ranked(model, batches, split.test), repeats)
+    return {"seconds": shared.median(seconds), "users": len(split.test), "items": data.n_items - 2}
 
 
-def quality(arguments: argparse.Namespace) -> dict:
-    """Whole training runs of 1, 2, 3, … epochs, each with its own schedule: how long until a given quality on test?
+def quality(
+    tables: str, target: dict[str, float], epochs: Sequence[float] = (0.25, 0.5, 1, 2, 4, 8), seeds: int = 1
+) -> dict[str, Any]:
+    """Whole training runs of the default, longer and longer: how long until a given quality on test?
 
-    The settings of the recipe were chosen on validation; only the length of the run is read off here. Less than one
-    epoch is one pass over that share of the training rows, drawn at random.
+    The recipe was chosen on validation; only the length of the run is read off here, each with its own schedule. Less
+    than one epoch is one pass over that share of the training rows, drawn at random.
     """
-    from dssm_helpers.evaluation import TwoTowerScorer, metrics, rank_targets
-    from dssm_helpers.training import Trainer, TrainingConfig
-    from dssm_helpers.workspace import asdict, build_model, find_recipe
+    import numpy as np
 
-    data, split, batches = prepare(load_tables(arguments.tables))
-    recipe = find_recipe(arguments.model)
-    target = json.loads(arguments.target)
-    runs = []
-    for epochs in arguments.epochs:
-        started, seconds, results = time.perf_counter(), [], []
-        for seed in range(arguments.seeds):
+    from dssm_helpers.evaluation import evaluate as ranked
+    from dssm_helpers.recipes import RECIPES, build_model
+    from dssm_helpers.training import Trainer
+
+    data, split, batches = prepare(shared.load_tables(tables))
+    runs: list[dict[str, Any]] = []
+    for length in epochs:
+        found = []
+        for seed in range(seeds):
             rows = split.train
-            if epochs < 1:
-                rows = np.random.default_rng(seed).choice(rows, int(epochs * len(rows)), replace=False)
-            settings = {**asdict(recipe.training), "epochs": max(1, round(epochs)), "seed": seed, "patience": None}
-            config = TrainingConfig(**settings)
-            model = build_model(data, recipe, seed)
+            if length < 1:
+                rows = np.random.default_rng(seed).choice(rows, int(length * len(rows)), replace=False)
+            config = replace(RECIPES["dssm"].training, epochs=max(1, round(length)), seed=seed)
+            model = build_model(data, "dssm", seed)
             trainer = Trainer(model, batches, config)
             trainer.fit(rows, progress=False)
-            seconds.append(trainer.train_seconds)
-            results.append(metrics(rank_targets(TwoTowerScorer(model, batches), data, split.test)))
-        run = {"epochs": epochs, "seeds": arguments.seeds, "seconds": float(np.mean(seconds))}
-        run |= {name: float(np.mean([r[name] for r in results])) for name in ("hit@10", "hit@100", "ndcg@10")}
-        run["reached"] = all(run[name] >= value for name, value in target.items())
+            found.append({"seconds": trainer.train_seconds, **ranked(model, batches, split.test)})
+        run = {n: float(np.mean([f[n] for f in found])) for n in ("seconds", "hit@10", "hit@100", "ndcg@10")}
+        run |= {"epochs": length, "seeds": seeds, "reached": all(run[n] >= value for n, value in target.items())}
         runs.append(run)
-        print(f"{epochs} epochs, {time.perf_counter() - started:.0f} s: {run}", file=sys.stderr, flush=True)
+        print(run, flush=True)
         if run["reached"]:
             break
-    return {"model": arguments.model, "target": target, "runs": runs}
+    return {"model": "dssm", "target": target, "runs": runs}
 
 
-def serve(arguments: argparse.Namespace) -> dict:
+def serve(bundle: str, requests: str, repeats: int = 2000) -> dict[str, Any]:
     """Raw ids → titles through ``Recommender`` in a process that cannot import torch, on one core."""
     sys.modules["torch"] = None  # an import of torch fails from here on
     from dssm_helpers.serving import Recommender
 
-    shared.pin_to_one_core()
-    server = Recommender.load(arguments.bundle)
-    requests = json.loads(arguments.requests.read_text(encoding="utf-8"))
-    for request in requests[:50]:
-        server.recommend(user=request["user_id"], history=request["history"], k=10)
-    seconds = []
-    for i in range(arguments.repeats):
-        request = requests[i % len(requests)]
-        started = time.perf_counter()
-        answer = server.recommend(user=request["user_id"], history=request["history"], k=10)
-        seconds.append(time.perf_counter() - started)
-    assert len(answer) == 10
-    return shared.latency(seconds) | {"torch_loaded": sys.modules.get("torch") is not None}
+    server = Recommender.load(bundle)
+    return shared.latency(lambda r: server.recommend(user=r["user_id"], history=r["history"], k=10), requests, repeats)
 
 
-def profile(arguments: argparse.Namespace) -> dict:
+def profile(tables: str, steps: int = 60) -> dict[str, Any]:
     """FLOPs of one training step against the processor's matrix-multiply peak, and where the step's time goes."""
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
     from torch.utils.flop_counter import FlopCounterMode
 
-    from dssm_helpers.training import Trainer, TrainingConfig
-    from dssm_helpers.workspace import build_model, find_recipe
+    from dssm_helpers.recipes import RECIPES, build_model
+    from dssm_helpers.training import Trainer, log_shares
 
-    data, split, batches = prepare(load_tables(arguments.tables))
-    config = find_recipe("dssm").training
-    model = build_model(data, "dssm")
-    trainer = Trainer(model, batches, TrainingConfig(epochs=2, batch_size=config.batch_size))
-    rows = split.train[: 60 * config.batch_size]
-    step_seconds = float(trainer.fit(rows, progress=False)["seconds"].iloc[-1]) / 60
+    data, split, batches = prepare(shared.load_tables(tables))
+    config = replace(RECIPES["dssm"].training, epochs=2)
+    trainer = Trainer(build_model(data), batches, config)
+    rows = split.train[: steps * config.batch_size]
+    seconds = trainer.fit(rows, progress=False)["seconds"].iloc[-1] / steps
+    positions, log_q = torch.from_numpy(rows[: config.batch_size]), log_shares(data.item_counts(split.train))
 
-    counts = torch.from_numpy(data.item_counts(split.train)).clamp(min=1).float()
-    log_q = (counts / counts.sum()).log()
-
-    def step(positions: torch.Tensor) -> None:
-        loss = trainer._loss(positions, log_q, None, None)
+    def step() -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        trainer._loss(positions, log_q, None, None).backward()
         trainer.optimizer.step()
 
-    model.train()
-    positions = torch.from_numpy(rows[: config.batch_size])
+    trainer.model.train()
     with FlopCounterMode(display=False) as counter:
-        step(positions)
+        step()
     big = torch.rand(2048, 2048)
-    peak = 2 * 2048**3 / shared.best_of(lambda: big @ big, 8)["best"]
+    peak = 2 * 2048**3 / min(shared.seconds_of(lambda: big @ big, 8))
     with torch_profile(activities=[ProfilerActivity.CPU]) as recorded:
-        for _ in range(20):
-            step(positions)
+        shared.seconds_of(step, 20)
     events = sorted(recorded.key_averages(), key=lambda e: -e.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
-    flops = counter.get_total_flops()
+    total, flops = sum(event.self_cpu_time_total for event in events), counter.get_total_flops()
     return {
         "batch_size": config.batch_size,
-        "step_milliseconds": step_seconds * 1e3,
+        "step_milliseconds": seconds * 1e3,
         "megaflop_per_step": flops / 1e6,
-        "gflops_achieved": flops / step_seconds / 1e9,
+        "gflops_achieved": flops / seconds / 1e9,
         "gflops_peak": peak / 1e9,
-        "share_of_peak": flops / step_seconds / peak,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "share_of_peak": flops / seconds / peak,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "threads": torch.get_num_threads(),
         "operators": [
             {
@@ -252,28 +200,34 @@ def profile(arguments: argparse.Namespace) -> dict:
     }
 
 
-PARTS = {f.__name__: f for f in (prep, train, evaluate, quality, serve, profile)}
+def stage(name: str, tables: str, steps: int) -> dict[str, Any]:
+    """One stage of scaling.py, which says what they are."""
+    import numpy as np
 
+    from dssm_helpers.evaluation import evaluate as ranked
+    from dssm_helpers.recipes import RECIPES, build_model
+    from dssm_helpers.training import Trainer
 
-def parse_arguments(description: str, parts: dict) -> argparse.Namespace:
-    """The command line both sides understand."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=parts)
-    parser.add_argument("--tables", type=Path, help="the tables that peers.py saved")
-    parser.add_argument("--folder", type=Path, help="where to leave files")
-    parser.add_argument("--steps", type=int, default=150, help="training steps to time")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=120, help="limit of the peer's training")
-    parser.add_argument("--neg-ratio", type=int, default=0, help="the peer's sampled negatives per positive")
-    parser.add_argument("--model", default="dssm", help="recipe of ours")
-    parser.add_argument("--epochs", type=float, nargs="+", default=[0.25, 0.5, 1, 2, 4, 8])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--target", default="{}", help='JSON: metrics to reach, {"hit@100": 0.387}')
-    parser.add_argument("--bundle", type=Path)
-    parser.add_argument("--requests", type=Path)
-    return parser.parse_args()
+    loaded, before = shared.load_tables(tables), shared.memory()
+    seconds = min(shared.seconds_of(lambda: prepare(loaded), 3 if name == "prepare" else 1))
+    result = {"above_tables_gib": (shared.memory() - before) / 2**30}
+    data, split, batches = prepare(loaded)
+    del loaded
+    recipe = replace(RECIPES["dssm"], without=("user_id",) if name == "epoch without user id" else ())
+    model = build_model(data, recipe)
+    if name == "epoch, whole user table":
+        model.user_tower.embedding.tables["user_id"].sparse = False
+    if name == "evaluate":
+        (seconds,) = shared.seconds_of(lambda: ranked(model, batches, split.test), 1)
+    if name.startswith("epoch"):
+        size, total = recipe.training.batch_size, len(split.train) // recipe.training.batch_size
+        rows = np.random.default_rng(0).choice(split.train, min(steps, total) * size, replace=False)
+        history = Trainer(model, batches, replace(recipe.training, epochs=2)).fit(rows, progress=False)
+        per_step = history["seconds"].iloc[-1] / min(steps, total)  # the first epoch warms up
+        seconds = per_step * total
+        result = {"ms_per_step": 1e3 * per_step, "extrapolated": steps < total}
+    return {"seconds": seconds, **result, "peak_gib": shared.memory() / 2**30}
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(__doc__, PARTS)
-    print(json.dumps(PARTS[arguments.part](arguments), default=float))
+    shared.answer(prep, train, evaluate, quality, serve, profile, stage)

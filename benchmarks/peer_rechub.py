@@ -1,64 +1,63 @@
-"""torch-rechub's half of each comparison in peers.py. Runs in torch-rechub's own environment; prints one line of JSON.
+"""torch-rechub's half of each comparison in peers.py. Runs in torch-rechub's own environment.
 
 Called as its own example for DSSM on MovieLens calls it (``examples/matching/run_ml_dssm.py``). Nothing of it is
-patched. Data loaders run in this process: with worker processes it would use more
-cores than we do. Its items have one genre (the first, as in its example), which is less work than our list of genres.
+patched. Data loaders run in this process: with worker processes it would use more cores than we do. Its items have one
+genre (the first, as in its example), which is less work than our list of genres.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
-import contextlib
-import json
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine as shared
 
 # isort: split
 import numpy as np
-from our_side import BATCH_SIZE, DIMS, EPOCHS_TIMED, MAX_HISTORY, USER_COLUMNS, WIDTH, load_tables, parse_arguments
+from our_side import BATCH_SIZE, DIMS, EPOCHS_TIMED, MAX_HISTORY, USER_COLUMNS, WIDTH
+from our_side import prepare as ours
 
 ITEM_COLUMNS = ("year", "cate_id")
 
 
-def load_frame(path: Path):
+def load_frame(path: str):
     """The one wide frame its example starts from, ids encoded by scikit-learn from 1, and the raw values by column.
 
     Its ``timestamp`` becomes the row's place in our order, so that ratings of the same second end up in the same order.
     """
     from sklearn.preprocessing import LabelEncoder
 
-    tables = load_tables(path)
+    tables = shared.load_tables(path)
     data = tables.ratings.sort_values(["user_id", "timestamp"], kind="stable")
     data["timestamp"] = np.arange(len(data))
     data = data.merge(tables.users, on="user_id").merge(tables.movies, on="movie_id")
     data["cate_id"] = data.pop("genres").str.split("|").str[0]
-    titles = dict(zip(tables.movies["movie_id"], tables.movies["title"], strict=True))
-    raw = {}
+    raw = {"title": dict(zip(tables.movies["movie_id"], tables.movies["title"], strict=True))}
     for column in ("user_id", "movie_id", *USER_COLUMNS, *ITEM_COLUMNS):
         encoder = LabelEncoder()
         data[column] = encoder.fit_transform(data[column]) + 1
         raw[column] = encoder.classes_
-    return data.drop(columns=["title", "rating"]), raw, titles
+    return data.drop(columns=["title", "rating"]), raw
+
+
+def profiles(data):
+    """The rows of users and of items that its example makes from the frame."""
+    users = data[["user_id", *USER_COLUMNS]].drop_duplicates("user_id")
+    return users, data[["movie_id", *ITEM_COLUMNS]].drop_duplicates("movie_id")
 
 
 def prepare(data, neg_ratio: int):
     """What its example does between the encoded frame and the data loader."""
     from torch_rechub.utils.match import gen_model_input, generate_seq_feature_match
 
-    users = data[["user_id", *USER_COLUMNS]].drop_duplicates("user_id")
-    items = data[["movie_id", *ITEM_COLUMNS]].drop_duplicates("movie_id")
-    train, test = generate_seq_feature_match(
+    users, items = profiles(data)
+    rows = generate_seq_feature_match(
         data, "user_id", "movie_id", "timestamp", sample_method=1, mode=0, neg_ratio=neg_ratio
     )
-    x_train = gen_model_input(train, users, "user_id", items, "movie_id", seq_max_len=MAX_HISTORY)
-    x_test = gen_model_input(test, users, "user_id", items, "movie_id", seq_max_len=MAX_HISTORY)
-    return x_train, x_test, items
+    return [gen_model_input(r, users, "user_id", items, "movie_id", seq_max_len=MAX_HISTORY) for r in rows]
 
 
 def build(raw: dict):
@@ -66,156 +65,146 @@ def build(raw: dict):
     from torch_rechub.basic.features import SequenceFeature, SparseFeature
     from torch_rechub.models.matching import DSSM
 
-    def sparse(column: str) -> SparseFeature:
-        return SparseFeature(column, vocab_size=len(raw[column]) + 1, embed_dim=WIDTH)
+    def sparse(*columns: str) -> list:
+        return [SparseFeature(column, vocab_size=len(raw[column]) + 1, embed_dim=WIDTH) for column in columns]
 
-    user = [sparse(column) for column in ("user_id", *USER_COLUMNS)]
-    user.append(
-        SequenceFeature("hist_movie_id", len(raw["movie_id"]) + 1, WIDTH, pooling="mean", shared_with="movie_id")
-    )
-    item = [sparse(column) for column in ("movie_id", *ITEM_COLUMNS)]
+    size = len(raw["movie_id"]) + 1
+    history = SequenceFeature("hist_movie_id", size, WIDTH, pooling="mean", shared_with="movie_id")
     tower = {"dims": list(DIMS), "activation": "prelu"}
+    user, item = [*sparse("user_id", *USER_COLUMNS), history], sparse("movie_id", *ITEM_COLUMNS)
     return DSSM(user, item, user_params=tower, item_params=tower, temperature=0.02)
 
 
-def prep(arguments: argparse.Namespace) -> dict:
+class Trained:
+    """Its model, its trainer, its loaders, and its way to vectors."""
+
+    def __init__(self, tables: str, folder: str, neg_ratio: int = 0, rows: int | None = None, batch_size: int = BATCH_SIZE):
+        from torch_rechub.trainers import MatchTrainer
+        from torch_rechub.utils.data import MatchDataGenerator, df_to_dict
+
+        data, raw = load_frame(tables)
+        train, self.test = prepare(data, neg_ratio)
+        train = {name: values[:rows] for name, values in train.items()}
+        self.n_rows, self.items, self.folder = len(train["label"]), profiles(data)[1], folder
+        loaders = MatchDataGenerator(x=train, y=train["label"])
+        self.loader, *self.sides = loaders.generate_dataloader(
+            self.test, df_to_dict(self.items), batch_size=batch_size, num_workers=0
+        )
+        adam = {"lr": 1e-3, "weight_decay": 1e-6}
+        self.model = build(raw)
+        self.trainer = MatchTrainer(
+            self.model, mode=0, model_path=folder, optimizer_params=adam, in_batch_neg=neg_ratio == 0
+        )
+
+    def epoch(self) -> None:
+        self.model.mode = None
+        self.trainer.train_one_epoch(self.loader)
+
+    def save(self) -> None:
+        import torch
+
+        torch.save(self.model.state_dict(), Path(self.folder) / "model.pth")
+
+    def vectors(self) -> list:
+        """Of all test users and of all items; it loads the weights that were saved."""
+        sides = zip(("user", "item"), self.sides, strict=True)
+        return [self.trainer.inference_embedding(self.model, side, loader, self.folder) for side, loader in sides]
+
+
+def prep(tables: str, neg_ratio: int = 0) -> dict[str, Any]:
     """Seconds and peak memory from the encoded frame to the arrays its data loader takes (encoding not counted)."""
     import torch_rechub.trainers
     import torch_rechub.utils.match  # noqa: F401
     from sklearn.preprocessing import LabelEncoder  # noqa: F401
 
-    imports = shared.resident_memory()
-    data, _, _ = load_frame(arguments.tables)
+    imports = shared.memory("VmRSS")
+    data, _ = load_frame(tables)
     shared.reset_peak()
-    started = time.perf_counter()
-    x_train, _, _ = prepare(data, arguments.neg_ratio)
-    return {
-        "seconds": time.perf_counter() - started,
-        "mib_above_imports": (shared.peak_memory() - imports) / 2**20,
-        "rows": len(data),
-        "training_rows": len(x_train["label"]),
-        "neg_ratio": arguments.neg_ratio,
-    }
+    made: list = []
+    (seconds,) = shared.seconds_of(lambda: made.append(prepare(data, neg_ratio)), 1)
+    above = (shared.memory() - imports) / 2**20
+    return {"seconds": seconds, "mib_above_imports": above, "rows": len(data), "training_rows": len(made[0][0]["label"])}
 
 
-def _prepared(arguments: argparse.Namespace):
-    data, raw, titles = load_frame(arguments.tables)
-    return (*prepare(data, arguments.neg_ratio), raw, titles)
-
-
-def _trainer(model, folder: str, **options):
-    from torch_rechub.trainers import MatchTrainer
-
-    options = {"optimizer_params": {"lr": 1e-3, "weight_decay": 1e-6}, **options}
-    return MatchTrainer(model, mode=0, model_path=folder, **options)
-
-
-def _loaders(x_train, x_test, items, batch_size: int):
-    from torch_rechub.utils.data import MatchDataGenerator, df_to_dict
-
-    generator = MatchDataGenerator(x=x_train, y=x_train["label"])
-    return generator.generate_dataloader(x_test, df_to_dict(items), batch_size=batch_size, num_workers=0)
-
-
-def train(arguments: argparse.Namespace) -> dict:
+def train(tables: str, steps: int = 150) -> dict[str, Any]:
     """Training examples per second in its in-batch mode (``in_batch_neg=True``), after a first epoch."""
-    x_train, x_test, items, raw, _ = _prepared(arguments)
-    x_train = {name: values[: arguments.steps * BATCH_SIZE] for name, values in x_train.items()}
-    loader, _, _ = _loaders(x_train, x_test, items, BATCH_SIZE)
-    trainer = _trainer(build(raw), ".", in_batch_neg=True)
-    at = [shared.both_clocks()]
+    peer = Trained(tables, ".", rows=steps * BATCH_SIZE)
+    at = [shared.clocks()]
     for _ in range(1 + EPOCHS_TIMED):
-        trainer.train_one_epoch(loader)
-        at.append(shared.both_clocks())
-    return shared.rates(at, len(x_train["label"])) | {"steps": arguments.steps}
+        peer.epoch()
+        at.append(shared.clocks())
+    return shared.rates(at, peer.n_rows) | {"steps": steps}
 
 
-def evaluate(arguments: argparse.Namespace) -> dict:
+def evaluate(tables: str, repeats: int = 5) -> dict[str, Any]:
     """Seconds of its own route: both towers' ``inference_embedding``, its Annoy (10 trees, top 100), its metrics."""
-    import torch
     from torch_rechub.basic.metric import topk_metrics
     from torch_rechub.utils.match import Annoy
 
-    x_train, x_test, items, raw, _ = _prepared(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        model = build(raw)
-        trainer = _trainer(model, folder)
-        _, users, movies = _loaders(x_train, x_test, items, batch_size=4096)
-        torch.save(model.state_dict(), Path(folder) / "model.pth")
+        peer = Trained(tables, folder, batch_size=4096)
+        peer.save()
+        users, movies = peer.test["user_id"], peer.items["movie_id"].to_numpy()
 
         def route() -> None:
-            user_vectors = trainer.inference_embedding(model, "user", users, folder)
-            item_vectors = trainer.inference_embedding(model, "item", movies, folder)
+            user_vectors, item_vectors = peer.vectors()
             index = Annoy(n_trees=10)
             index.fit(item_vectors)
-            movie_ids = items["movie_id"].to_numpy()
-            found = {u: movie_ids[index.query(v, 100)[0]] for u, v in zip(x_test["user_id"], user_vectors, strict=True)}
-            truth = {u: [m] for u, m in zip(x_test["user_id"], x_test["movie_id"], strict=True)}
+            found = {u: movies[index.query(v, 100)[0]] for u, v in zip(users, user_vectors, strict=True)}
+            truth = {u: [m] for u, m in zip(users, peer.test["movie_id"], strict=True)}
             topk_metrics(y_true=truth, y_pred=found, topKs=[10, 100])
 
-        return {"seconds": shared.best_of(route, arguments.repeats)["median"], "users": len(x_test["user_id"])}
+        return {"seconds": shared.median(shared.seconds_of(route, repeats)), "users": len(users)}
 
 
-def quality(arguments: argparse.Namespace) -> dict:
-    """Test metrics by our evaluation after every epoch, within a limit of seconds.
+def quality(tables: str, seconds: float, neg_ratio: int = 0, max_epochs: int = 30) -> dict[str, Any]:
+    """Test metrics by our evaluation after every epoch, until a limit of seconds.
 
     Its training set holds our validation movies as well (it splits off the last movie only), which helps it.
-    With ``--neg-ratio 3`` point-wise, as its example, else in its in-batch mode; batch 256, Adam 1e-3.
+    With sampled negatives point-wise, as its example, else in its in-batch mode; batch 256, Adam 1e-3.
     """
     import torch
 
-    from dssm_helpers.data import encode, split_by_time
     from dssm_helpers.evaluation import metrics, rank_targets
     from dssm_helpers.vocabulary import FIRST
 
     torch.manual_seed(0)
     np.random.seed(0)
-    encoded = encode(load_tables(arguments.tables))
-    test = split_by_time(encoded).test
-    x_train, x_test, items, raw, _ = _prepared(arguments)
-    sampled = arguments.neg_ratio > 0
-    model = build(raw)
+    data, split, _ = ours(shared.load_tables(tables))
+    curve, trained = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(model, folder, in_batch_neg=not sampled)
-        loader, users, movies = _loaders(x_train, x_test, items, batch_size=BATCH_SIZE)
-        row_of_user = {int(user) - 1 + FIRST: row for row, user in enumerate(x_test["user_id"])}
-        columns = items["movie_id"].to_numpy() - 1 + FIRST  # both encode sorted raw ids
+        peer = Trained(tables, folder, neg_ratio)
+        row_of_user = {int(user) - 1 + FIRST: row for row, user in enumerate(peer.test["user_id"])}
+        columns = peer.items["movie_id"].to_numpy() - 1 + FIRST  # both encode sorted raw ids
 
         def scorer(positions: np.ndarray) -> torch.Tensor:
-            scores = torch.full((len(positions), encoded.n_items), -2.0)
-            rows = [row_of_user[u] for u in encoded.user[positions].tolist()]
-            scores[:, columns] = user_vectors[rows] @ item_vectors.T
+            scores = torch.full((len(positions), data.n_items), -2.0)
+            rows = [row_of_user[u] for u in data.user[positions].tolist()]
+            scores[:, columns] = vectors[0][rows] @ vectors[1].T
             return scores
 
-        curve, trained = [], 0.0
-        while shared.room_for_another(trained, len(curve), arguments.seconds) and len(curve) < max(arguments.epochs):
-            started = time.perf_counter()
-            model.mode = None
-            trainer.train_one_epoch(loader)
-            trained += time.perf_counter() - started
-            torch.save(model.state_dict(), Path(folder) / "model.pth")
-            user_vectors = trainer.inference_embedding(model, "user", users, folder)
-            item_vectors = trainer.inference_embedding(model, "item", movies, folder)
-            result = metrics(rank_targets(scorer, encoded, test))
-            curve.append({"epoch": len(curve) + 1, "seconds": round(trained, 1)} | result)
-            print(curve[-1], file=sys.stderr, flush=True)
+        while trained < seconds and len(curve) < max_epochs:
+            trained += shared.seconds_of(peer.epoch, 1)[0]
+            peer.save()
+            vectors = peer.vectors()
+            found = metrics(rank_targets(scorer, data, split.test))
+            curve.append({"epoch": len(curve) + 1, "seconds": round(trained, 1), **found})
+            print(curve[-1], flush=True)
     best = max(curve, key=lambda row: row["hit@100"])
-    return {"mode": "point-wise, 3 negatives" if sampled else "in-batch", "best": best, "curve": curve}
+    mode = f"point-wise, {neg_ratio} negatives" if neg_ratio else "in-batch"
+    return {"mode": mode, "best": best, "curve": curve}
 
 
-def serve(arguments: argparse.Namespace) -> dict:
+def serve(tables: str, requests: str, repeats: int = 2000) -> dict[str, Any]:
     """Raw ids → titles assembled from its parts: encode, user tower, its Annoy, drop the seen, titles. One core."""
     import torch
     from torch_rechub.utils.data import df_to_dict, pad_sequences
     from torch_rechub.utils.match import Annoy
 
-    shared.pin_to_one_core()
-    torch.set_num_threads(1)
-    data, raw, titles = load_frame(arguments.tables)
+    data, raw = load_frame(tables)
     model = build(raw).eval()
-    items = data[["movie_id", *ITEM_COLUMNS]].drop_duplicates("movie_id")
-    known = data[["user_id", *USER_COLUMNS]].drop_duplicates("user_id").set_index("user_id")
-    profile = known.to_dict("index")
+    users, items = profiles(data)
+    profile = users.set_index("user_id").to_dict("index")
     encode = {c: {v: i + 1 for i, v in enumerate(raw[c].tolist())} for c in ("user_id", "movie_id")}
     movie_ids = [raw["movie_id"][i - 1] for i in items["movie_id"]]
     index = Annoy(n_trees=10)
@@ -233,24 +222,10 @@ def serve(arguments: argparse.Namespace) -> dict:
             vector = model(batch)[0].numpy()
         seen = set(request["history"])
         found = (movie_ids[i] for i in index.query(vector, 10 + len(seen))[0])
-        return [titles[m] for m in found if m not in seen][:10]
+        return [raw["title"][m] for m in found if m not in seen][:10]
 
-    requests = json.loads(arguments.requests.read_text(encoding="utf-8"))
-    for request in requests[:50]:
-        answer(request)
-    seconds, count = [], collections.Counter()
-    for i in range(arguments.repeats):
-        started = time.perf_counter()
-        count[len(answer(requests[i % len(requests)]))] += 1
-        seconds.append(time.perf_counter() - started)
-    return shared.latency(seconds) | {"answers_of_ten": count[10] / arguments.repeats}
-
-
-PARTS = {f.__name__: f for f in (prep, train, evaluate, quality, serve)}
+    return shared.latency(answer, requests, repeats)
 
 
 if __name__ == "__main__":
-    arguments = parse_arguments(__doc__, PARTS)
-    with contextlib.redirect_stdout(sys.stderr):  # it prints while it works
-        result = PARTS[arguments.part](arguments)
-    print(json.dumps(result, default=float))
+    shared.answer(prep, train, evaluate, quality, serve)

@@ -184,11 +184,14 @@ class DSSM(nn.Module):
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout and gradients off inside the block; every module's mode is put back afterwards, also after an error."""
+    """Dropout and gradients off inside the block; every module's mode is put back afterwards, also after an error.
+
+    Compiled towers run uncompiled there: evaluation has other batch sizes, and each would be compiled anew.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for module, training in modes:

@@ -51,7 +51,7 @@ class TrainingConfig:
     mask_accidental_hits: bool = True
     mask_seen: bool = True
     label_smoothing: float = 0.0
-    id_dropout: float = 0.0
+    id_dropout: float = 0.1
     select_by: str = "hit@10"
     patience: int | None = None
     seed: int = 0

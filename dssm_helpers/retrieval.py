@@ -17,7 +17,7 @@ import io
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -27,7 +27,8 @@ import numpy as np
 from .files import Manifest, read_manifest, write_folder
 
 NOTHING = -1  # the id that pads a short answer
-CONNECTION = ("uri", "token")  # options that no file may hold: they say where to connect, and as whom
+MILVUS = "pymilvus milvus-lite"  # what to install for it
+Exclude = Collection[int] | Sequence[Collection[int] | None] | None
 ANNOY_CURE = (
     "compile it again without -ffast-math: ANNOY_COMPILER_ARGS=-O3,-std=c++14,-fpermissive,"
     "-DANNOYLIB_MULTITHREADED_BUILD pip install --no-cache-dir --force-reinstall --no-binary annoy annoy==1.17.3; "
@@ -46,15 +47,14 @@ def build_index(vectors: np.ndarray, ids: Sequence[int] | None = None, backend: 
             Annoy (angular) rank by inner product: a switch to break things with.
 
     Raises:
-        ValueError: vectors that are empty, not two-dimensional, not finite or of zero length; ids that repeat or do
-            not match; an unknown backend or option; an Annoy that returns wrong neighbours.
+        ValueError: vectors or ids that cannot be indexed, an unknown backend or option, an Annoy that answers wrongly.
         ImportError: a library is missing; the message holds the command that installs it.
     """
     index = _empty(backend, options)
-    vectors = _checked_vectors(vectors, index.options["normalize"], "vectors")
+    vectors = _checked_vectors(vectors, index.options["normalize"])
     if len(vectors) == 0:
         raise ValueError("nothing to index: vectors is empty")
-    index.ids, index.dim = _checked_ids(range(len(vectors)) if ids is None else ids, len(vectors)), vectors.shape[1]
+    index.ids, index.dim = _checked_ids(np.arange(len(vectors)) if ids is None else ids, len(vectors)), vectors.shape[1]
     index._build(vectors)
     return index
 
@@ -73,13 +73,12 @@ def load_index(source: str | Path | Manifest, *, uri: str | None = None, token: 
         ValueError: not an index, an altered file (named), an unknown option, or vectors elsewhere and no ``uri``.
     """
     manifest = source if isinstance(source, Manifest) else read_manifest(source, "index")
-    saved, elsewhere = manifest.fields["options"], manifest.fields["elsewhere"]
-    if forbidden := saved.keys() & set(CONNECTION):
-        raise ValueError(f"{manifest.path} wants to choose {sorted(forbidden)}, which only load_index may be given")
-    if elsewhere and uri is None:
-        raise ValueError(f"{manifest.path} says only that its vectors live elsewhere, in a Milvus; give its uri=")
-    given = {name: value for name, value in zip(CONNECTION, (uri, token), strict=True) if value is not None}
-    index = _empty(manifest.fields["backend"], saved | given)
+    saved, given = manifest.fields["options"], {"uri": uri, "token": token}
+    if saved.keys() & given.keys():
+        raise ValueError(f"{manifest.path} wants to say where to connect; only load_index(uri=, token=) may")
+    if manifest.fields["elsewhere"] and uri is None:
+        raise ValueError(f"the vectors of {manifest.path} live elsewhere, in a Milvus; say where by uri=")
+    index = _empty(manifest.fields["backend"], saved | {name: value for name, value in given.items() if value})
     index.dim = manifest.fields["dim"]
     index._read(manifest.files)
     return index
@@ -88,7 +87,7 @@ def load_index(source: str | Path | Manifest, *, uri: str | None = None, token: 
 def _empty(backend: str, options: Mapping[str, Any]) -> Index:
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-    index = _CLASSES[backend]()
+    index = BACKENDS[backend]()
     if unknown := options.keys() - index.DEFAULTS.keys():
         raise ValueError(f"{backend} has no option {sorted(unknown)}; it knows {', '.join(index.DEFAULTS)}")
     index.options = {**index.DEFAULTS, **options}
@@ -96,31 +95,19 @@ def _empty(backend: str, options: Mapping[str, Any]) -> Index:
 
 
 class Index:
-    """What the backends share: checks, exclusion, saving. Made by :func:`build_index` or :func:`load_index`.
+    """What the backends share: checks, exclusion, saving. Any number of threads may search.
 
-    Any number of threads may search. A backend supplies ``nbytes`` and ``_build(vectors)``, ``_add(vectors, ids,
-    replaced)``, ``_write(folder)``, ``_read(files)`` and ``_search(queries, n, exhaustive)``, which returns ``(ids [B, m],
-    scores [B, m])``, best first, ``m ≤ n``, with :data:`NOTHING` where nothing was found.
+    A backend supplies ``_build(vectors)``, ``_write(folder)``, ``_read(files)``, ``_add(vectors, ids, replaced)`` and
+    ``_search(queries, n, exhaustive)``: for each query at most ``n`` ids and scores, best first.
 
     Attributes:
         backend: its name. dim: ``D``. ids: ``[n]`` int64, what is in the index.
         options: everything it was built with; :meth:`tune` changes those that are read at search time.
-        nbytes: what it takes, without Python's own overhead (0 on a Milvus server: its memory, not ours).
     """
 
     backend: ClassVar[str]
     DEFAULTS: ClassVar[dict[str, Any]] = {"normalize": True}
     TUNABLE: ClassVar[tuple[str, ...]] = ()
-    options: dict[str, Any]
-    dim: int
-
-    @property
-    def ids(self) -> np.ndarray:
-        return self._ids[0]
-
-    @ids.setter
-    def ids(self, ids: np.ndarray) -> None:
-        self._ids = ids, np.sort(ids)  # in one store: no thread sees one without the other
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,12 +116,7 @@ class Index:
         return f"<{self.backend} index: {len(self):,} vectors of {self.dim} dimensions>"
 
     def search(
-        self,
-        queries: np.ndarray,
-        k: int,
-        exclude: Collection[int] | Sequence[Collection[int] | None] | None = None,
-        *,
-        allow_fewer: bool = False,
+        self, queries: np.ndarray, k: int, exclude: Exclude = None, *, allow_fewer: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` nearest items of each query, best first: ``(ids [B, k] int64, scores [B, k] float32)``.
 
@@ -147,43 +129,36 @@ class Index:
         Raises:
             ValueError: fewer than ``k`` candidates remain, ``k`` below 1, or queries that do not fit.
         """
-        queries = self._fitting(queries, "queries")
+        queries = _checked_vectors(np.atleast_2d(queries), self.options["normalize"], self.dim, "queries")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         excluded = _checked_exclude(exclude, len(queries))
-        n, ordered = len(self), self._ids[1]
-        left = np.array([n - _among(seen, ordered).sum() for seen in excluded], dtype=np.int64)
-        if not allow_fewer and (left < k).any():
-            worst = int(left.argmin())
-            raise ValueError(
-                f"k={k}, but only {left[worst]} of {n:,} items are left for query {worst} after excluding "
-                f"{len(excluded[worst])}; ask for fewer, or pass allow_fewer=True to have the answer padded with id -1"
-            )
-        wanted = np.minimum(left, k)
         found = np.full((len(queries), k), NOTHING, dtype=np.int64)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        short = np.flatnonzero(wanted)
+        short = np.arange(len(queries))
         for exhaustive in (False, True):  # a narrow search may come short (a nearly empty cell); then look everywhere
             if len(short) == 0:
                 break
-            fetch = n if exhaustive else min(n, k + max(len(excluded[row]) for row in short))
-            candidates, cosines = self._search(queries[short], fetch, exhaustive)
-            for i, row in enumerate(short):
-                good = (candidates[i] != NOTHING) & ~_among(candidates[i], excluded[row])
-                best = np.flatnonzero(good)[:k]
-                found[row, : len(best)], scores[row, : len(best)] = candidates[i, best], cosines[i, best]
-            short = short[(found[short] != NOTHING).sum(axis=1) < wanted[short]]
+            fetch = len(self) if exhaustive else min(len(self), k + max(len(excluded[row]) for row in short))
+            for row, (ids, cosines) in zip(short, self._search(queries[short], fetch, exhaustive), strict=True):
+                seen = excluded[row]
+                keep = [i for i, item in enumerate(ids.tolist()) if item != NOTHING and item not in seen][:k]
+                found[row, : len(keep)], scores[row, : len(keep)] = ids[keep], cosines[keep]
+            short = short[found[short, -1] == NOTHING]
         if len(short) and not allow_fewer:
-            raise ValueError(f"{self.backend} found fewer than {k} items for {len(short)} queries, more are left")
+            left, row = min(((found[row] != NOTHING).sum(), row) for row in short)
+            raise ValueError(
+                f"k={k}, but only {left} of {len(self):,} items are left for query {row} after excluding "
+                f"{len(excluded[row])}; ask for fewer, or pass allow_fewer=True to have the answer padded with id -1"
+            )
         return found, scores
 
     def add(self, vectors: np.ndarray, ids: Sequence[int]) -> None:
         """Insert vectors ``[m, D]`` under ``ids [m]``; an id that exists gets its new vector.
 
-        Raises:
-            ValueError: the backend has to be built again instead (Annoy; replacing in Faiss' HNSW).
+        ``ValueError`` where the backend has to be built again instead: Annoy, and replacing in Faiss' HNSW.
         """
-        vectors = self._fitting(vectors, "vectors")
+        vectors = _checked_vectors(np.atleast_2d(vectors), self.options["normalize"], self.dim)
         ids = _checked_ids(ids, len(vectors))
         replaced = np.isin(self.ids, ids)  # [n]
         self._add(vectors, ids, replaced)
@@ -198,22 +173,23 @@ class Index:
 
     def save(self, path: str | Path) -> None:
         """Write a folder; :func:`dssm_helpers.files.write_folder` says what it replaces and what it refuses."""
-        options = {name: value for name, value in self.options.items() if name not in CONNECTION}
+        options = {name: value for name, value in self.options.items() if name not in ("uri", "token")}
         elsewhere = self.options.get("uri") is not None
         fields = {"backend": self.backend, "dim": self.dim, "options": options, "elsewhere": elsewhere}
         with write_folder(path, "index", fields) as folder:
             if not elsewhere:
-                np.save(folder / "ids.npy", self.ids)
                 self._write(folder)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index as it is saved, which is how it lies in memory (0 where it lives elsewhere)."""
+        with _private_folder() as folder:
+            if self.options.get("uri") is None:
+                self._write(Path(folder))
+            return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
     def close(self) -> None:
         """Let go of files and connections."""
-
-    def _fitting(self, vectors: np.ndarray, what: str) -> np.ndarray:
-        vectors = _checked_vectors(np.atleast_2d(vectors), self.options["normalize"], what)
-        if vectors.shape[1] != self.dim:
-            raise ValueError(f"{what} have {vectors.shape[1]} dimensions, the index has {self.dim}")
-        return vectors
 
 
 class ExactIndex(Index):
@@ -224,30 +200,24 @@ class ExactIndex(Index):
     def _build(self, vectors: np.ndarray) -> None:
         self.vectors = vectors
 
-    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> tuple[np.ndarray, np.ndarray]:
-        ids, scores = np.empty((len(queries), n), dtype=np.int64), np.empty((len(queries), n), dtype=np.float32)
+    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         step = max(1, 2**24 // len(self))  # at most 64 MB of scores at a time
         for start in range(0, len(queries), step):
-            rows = slice(start, start + step)
-            product = queries[rows] @ self.vectors.T  # [b, n_items]
-            best = np.sort(np.argpartition(product, -n, axis=1)[:, -n:], axis=1)  # equals keep their order
+            product = queries[start : start + step] @ self.vectors.T  # [b, n_items]
             row = np.arange(len(product))[:, None]
+            best = np.sort(np.argpartition(product, -n, axis=1)[:, -n:], axis=1)  # equals keep their order
             best = best[row, np.argsort(-product[row, best], axis=1, kind="stable")]
-            ids[rows], scores[rows] = self.ids[best], product[row, best]
-        return ids, scores
+            yield from zip(self.ids[best], product[row, best], strict=True)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         self.vectors = np.concatenate([self.vectors[~replaced], vectors])
 
-    @property
-    def nbytes(self) -> int:
-        return self.vectors.nbytes + self.ids.nbytes
-
     def _write(self, folder: Path) -> None:
-        np.save(folder / "vectors.npy", self.vectors)
+        np.savez(folder / "items.npz", ids=self.ids, vectors=self.vectors)
 
     def _read(self, files: Mapping[str, bytes]) -> None:
-        self.ids, self.vectors = _array(files["ids.npy"]), _array(files["vectors.npy"])
+        saved = np.load(io.BytesIO(files["items.npz"]))
+        self.ids, self.vectors = saved["ids"], saved["vectors"]
 
 
 class AnnoyIndex(Index):
@@ -283,34 +253,30 @@ class AnnoyIndex(Index):
             cosine = vectors @ vectors[row] / (lengths * lengths[row])
             rows, distances = self._annoy.get_nns_by_vector(vectors[row], n, max(len(vectors), 1000), True)
             near = cosine[rows] >= np.partition(cosine, -n)[-n] - 1e-4  # equal vectors stand in for each other
-            right += np.sum(near & (np.abs(_cosine(distances) - cosine[rows]) < 0.01))
+            right += np.sum(near & (np.abs(1 - np.square(distances) / 2 - cosine[rows]) < 0.01))
         if right < 0.7 * n * len(sample):
             raise ValueError(
-                f"this Annoy returns wrong neighbours: of {n * len(sample)} that exact search finds, it finds {right} "
-                f"with a right score. It was probably compiled with -ffast-math by clang; {ANNOY_CURE}"
+                f"this Annoy returns wrong neighbours: of {n * len(sample)} it names {right}, with the right score. "
+                f"It was probably compiled with -ffast-math by clang; {ANNOY_CURE}"
             )
 
-    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> tuple[np.ndarray, np.ndarray]:
-        search_k = self.options["search_k"]
-        if exhaustive:
-            search_k = 2 * len(self) * self._annoy.get_n_trees()
-        elif search_k >= 0:
-            search_k = max(search_k, n)
-        answers = (self._annoy.get_nns_by_vector(query, n, search_k, True) for query in queries)
-        return _padded([(self.ids[rows], _cosine(distances)) for rows, distances in answers], n)
+    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        search_k = 2 * len(self) * self._annoy.get_n_trees() if exhaustive else self.options["search_k"]
+        if 0 <= search_k < n:
+            search_k = n
+        for query in queries:
+            rows, distances = self._annoy.get_nns_by_vector(query, n, search_k, True)
+            yield self.ids[rows], 1 - np.square(distances) / 2  # angular distance is √(2 − 2 cos)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         raise ValueError("an Annoy index is read-only once built; call build_index again with all vectors")
 
-    @property
-    def nbytes(self) -> int:
-        return self._file.stat().st_size + self.ids.nbytes
-
     def _write(self, folder: Path) -> None:
+        np.save(folder / "ids.npy", self.ids)
         shutil.copyfile(self._file, folder / "items.ann")
 
     def _read(self, files: Mapping[str, bytes]) -> None:
-        self.ids = _array(files["ids.npy"])
+        self.ids = np.load(io.BytesIO(files["ids.npy"]))
         self._open()
         self._file.write_bytes(files["items.ann"])
         self._annoy.load(str(self._file))
@@ -323,16 +289,16 @@ class AnnoyIndex(Index):
 class FaissIndex(Index):
     """Meta's library. ``kind`` is the trade:
 
-    ``flat`` exact; ``ivf`` looks at the ``nprobe`` nearest of ``nlist`` cells; ``hnsw`` walks a graph of ``M``
-    neighbours with a beam of ``efSearch``; ``sq8`` exact search over 8-bit numbers, a quarter of the memory; ``ivfpq``
-    cells with vectors compressed to ``m`` codes of ``nbits`` bits. By default about 4·√n cells and D/2 codes.
+    ``flat`` exact; ``ivf`` looks at the ``nprobe`` nearest of ``nlist`` cells (default about 4·√n); ``hnsw`` walks a
+    graph of ``M`` neighbours with a beam of ``efSearch``; ``sq8`` exact search over 8-bit numbers, a quarter of the
+    memory; ``ivfpq`` cells with vectors compressed to ``m`` codes (default half of the dimensions) of ``nbits`` bits.
 
     H. Jégou et al., "Product Quantization for Nearest Neighbor Search", TPAMI 2011; Y. Malkov and D. Yashunin,
     "Efficient and Robust Approximate Nearest Neighbor Search Using HNSW Graphs", TPAMI 2018.
     """
 
     backend = "faiss"
-    KINDS: ClassVar = {  # for faiss.index_factory; IDMap2 because only cells store ids of their own
+    KINDS: ClassVar = {  # for faiss.index_factory; IDMap2, because only cells store ids of their own
         "flat": "IDMap2,Flat",
         "ivf": "IVF{nlist},Flat",
         "hnsw": "IDMap2,HNSW{M}",
@@ -350,78 +316,63 @@ class FaissIndex(Index):
         options, kind, (n, dim) = self.options, self.options["kind"], vectors.shape
         if kind not in self.KINDS:
             raise ValueError(f"unknown kind of Faiss index {kind!r}; choose one of {', '.join(self.KINDS)}")
-        if kind in ("ivf", "ivfpq"):
-            # Faiss asks for 39 training vectors per cell.
-            nlist = options["nlist"] = options["nlist"] or int(np.clip(round(4 * n**0.5), 1, max(1, n // 39)))
-            if nlist > n:
-                raise ValueError(f"nlist={nlist} cells for {n} vectors; take fewer cells than vectors")
-        if kind == "ivfpq":
-            m = options["m"] = options["m"] or next(m for m in range(max(1, dim // 2), 0, -1) if dim % m == 0)
-            if dim % m:
-                raise ValueError(f"m={m} codes do not divide {dim} dimensions")
-            if n < 2 ** options["nbits"]:
-                raise ValueError(
-                    f"nbits={options['nbits']} needs {2 ** options['nbits']} vectors to learn from, got {n}"
-                )
-        index = faiss.index_factory(dim, self.KINDS[kind].format(**options), faiss.METRIC_INNER_PRODUCT)
-        if kind == "hnsw":
-            faiss.downcast_index(index.index).hnsw.efConstruction = options["efConstruction"]
-        if kind in ("ivf", "ivfpq"):
-            index.cp.seed, index.cp.min_points_per_centroid = options["seed"], 1
-        if kind == "ivfpq":
-            index.pq.cp.min_points_per_centroid = 1
-        index.train(vectors)
+        # Faiss asks for 39 training vectors per cell.
+        options["nlist"] = options["nlist"] or int(np.clip(round(4 * n**0.5), 1, max(1, n // 39)))
+        options["m"] = options["m"] or next(m for m in range(max(1, dim // 2), 0, -1) if dim % m == 0)
+        try:
+            index = faiss.index_factory(dim, self.KINDS[kind].format(**options), faiss.METRIC_INNER_PRODUCT)
+            if kind == "hnsw":
+                faiss.downcast_index(index.index).hnsw.efConstruction = options["efConstruction"]
+            if kind in ("ivf", "ivfpq"):
+                index.cp.seed, index.cp.min_points_per_centroid = options["seed"], 1
+            if kind == "ivfpq":
+                index.pq.cp.min_points_per_centroid = 1
+            index.train(vectors)
+        except RuntimeError as error:
+            raise ValueError(f"Faiss cannot build this from {n} vectors of {dim}, {options}: {error}") from error
         index.add_with_ids(vectors, self.ids)
         self._faiss = index
 
-    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> tuple[np.ndarray, np.ndarray]:
-        import faiss
-
-        kind, params = self.options["kind"], None
+    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        faiss, kind, params = _library("faiss", "faiss-cpu"), self.options["kind"], None
         if kind == "hnsw" and exhaustive:  # a graph may have unreachable corners, its vectors have not
             scores, rows = faiss.downcast_index(self._faiss.index).storage.search(queries, n)
-            return self.ids[rows], scores
+            return zip(self.ids[rows], scores, strict=True)
         if kind == "hnsw":
             params = faiss.SearchParametersHNSW(efSearch=max(self.options["efSearch"], n))
         elif kind in ("ivf", "ivfpq"):
             nprobe = self._faiss.nlist if exhaustive else min(self.options["nprobe"], self._faiss.nlist)
             params = faiss.SearchParametersIVF(nprobe=nprobe)
-        return self._faiss.search(queries, n, params=params)[::-1]
+        scores, ids = self._faiss.search(queries, n, params=params)
+        return zip(ids, scores, strict=True)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
-        if self.options["kind"] == "hnsw" and replaced.any():
-            which = f"{replaced.sum()} ids exist already, first {self.ids[replaced][0]}"
-            raise ValueError(f"Faiss' HNSW cannot replace a vector ({which}); build_index again, or use another kind")
         if replaced.any():
+            if self.options["kind"] == "hnsw":
+                known = f"{replaced.sum()} ids exist already, first {self.ids[replaced][0]}"
+                raise ValueError(f"Faiss' HNSW cannot replace a vector ({known}); call build_index again")
             self._faiss.remove_ids(self.ids[replaced])
         self._faiss.add_with_ids(vectors, ids)
 
-    @property
-    def nbytes(self) -> int:
-        import faiss
-
-        return len(faiss.serialize_index(self._faiss))
-
     def _write(self, folder: Path) -> None:
-        import faiss
-
-        faiss.write_index(self._faiss, str(folder / "items.faiss"))
+        np.save(folder / "ids.npy", self.ids)
+        _library("faiss", "faiss-cpu").write_index(self._faiss, str(folder / "items.faiss"))
 
     def _read(self, files: Mapping[str, bytes]) -> None:
-        faiss = _library("faiss", "faiss-cpu")
-        self.ids = _array(files["ids.npy"])
-        self._faiss = faiss.deserialize_index(np.frombuffer(files["items.faiss"], dtype=np.uint8))
+        self.ids = np.load(io.BytesIO(files["ids.npy"]))
+        content = np.frombuffer(files["items.faiss"], dtype=np.uint8)
+        self._faiss = _library("faiss", "faiss-cpu").deserialize_index(content)
 
 
 class MilvusIndex(Index):
     """A vector database. Embedded (Milvus Lite) by default; a server or cluster by ``uri="http://host:19530"``.
 
     Without ``uri`` the database is a private working copy, which :meth:`save` puts into the index folder. With ``uri``
-    (an address, or a file of your own) the vectors live there and others see an upsert at once; :meth:`save` notes only
-    that they live elsewhere, never ``uri`` or ``token``.
+    (an address, or a file of your own) the vectors live there, others see an upsert at once, and :meth:`save` writes
+    neither them nor where they are.
 
-    Building into a collection that exists upserts the given vectors and leaves all others there; ``ids`` has both. A
-    collection that holds something else, another dimension or metric is refused. Nothing is ever deleted.
+    Building into a collection that exists upserts the given vectors and leaves all others there; ``ids`` has both.
+    Nothing is ever deleted, and a collection of something else is refused.
     """
 
     backend = "milvus"
@@ -432,42 +383,173 @@ class MilvusIndex(Index):
     TUNABLE = ("ef", "nprobe")
     LIMIT = 16_384  # Milvus returns no more than this
 
-    def _connect(self) -> None:
-        milvus, uri = (
-            _library("pymilvus", "pymilvus milvus-lite"),
-            self.options["uri"] or f"{self._folder.name}/milvus.db",
-        )
-        if not uri.startswith(("http://", "https://", "tcp://", "unix:")):
-            _library("milvus_lite", "pymilvus milvus-lite")
-            Path(uri).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._client = milvus.MilvusClient(uri, token=self.options["token"])
-        except milvus.MilvusException as error:
-            reason = f"no Milvus answers at {uri} ({error.message}); is it running, is the token right?"
-            raise ConnectionError(reason) from error
+    def _connect(self) -> bool:
+        """Whether our collection is there; one of something else is refused."""
+        self._milvus, uri, self._name = _library("pymilvus", MILVUS), self.options["uri"], self.options["collection"]
+        if uri is None or "://" not in uri:
+            _library("milvus_lite", MILVUS)
+        self._client = self._milvus.MilvusClient(uri or f"{self._folder.name}/milvus.db", token=self.options["token"])
+        if not self._client.has_collection(self._name):
+            return False
+        described = self._client.describe_collection(self._name)["fields"]
+        fields = {field["name"]: field["params"].get("dim") for field in described}
+        if fields != {"item_id": None, "item_vector": self.dim}:
+            theirs = f"collection {self._name!r} holds {fields}, not item vectors of {self.dim} dimensions"
+            raise ValueError(f"{theirs}; it stays as it is, choose another collection=")
+        return True
+
+    def _load(self) -> None:
+        self._client.load_collection(self._name)
+        rows = self._client.query(self._name, filter="item_id >= 0", output_fields=["item_id"])
+        self.ids = np.array([row["item_id"] for row in rows], dtype=np.int64)
 
     def _build(self, vectors: np.ndarray) -> None:
         self._folder = _private_folder()
-        self._connect()
-        name, kind, index = self.options["collection"], self.options["index_type"], self._client.prepare_index_params()
-        metric = "COSINE" if self.options["normalize"] else "IP"
-        names = {"HNSW": ("M", "efConstruction"), "IVF_FLAT": ("nlist",)}.get(kind, ())
-        # Nested, because pymilvus sends a flat dict key by key, which a server reads and Milvus Lite overlooks.
-        params = {"params": {name: self.options[name] for name in names}}
-        index.add_index("item_vector", index_type=kind, metric_type=metric, params=params)
-        if shared := self._client.has_collection(name):
-            self._check_collection()
-        else:
-            from pymilvus import DataType
+        if not self._connect():
+            types, schema = self._milvus.DataType, self._client.create_schema()
+            schema.add_field("item_id", types.INT64, is_primary=True)
+            schema.add_field("item_vector", types.FLOAT_VECTOR, dim=self.dim)
+            self._client.create_collection(self._name, schema=schema, consistency_level="Strong")
+        self._add(vectors, self.ids, self.ids)
+        self._client.flush(self._name)  # before create_index: until then not even its field names are checked
+        if not self._client.list_indexes(self._name):
+            index, kind = self._client.prepare_index_params(), self.options["index_type"]
+            dials = {"HNSW": ("M", "efConstruction"), "IVF_FLAT": ("nlist",)}.get(kind, ())
+            # Nested, because pymilvus sends a flat dict key by key, which a server reads and Milvus Lite overlooks.
+            params = {"params": {dial: self.options[dial] for dial in dials}}
+            index.add_index("item_vector", index_type=kind, metric_type="IP", params=params)
+            self._client.create_index(self._name, index)
+        self._load()
 
-            schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
-            schema.add_field("item_id", DataType.INT64, is_primary=True)
-            schema.add_field("item_vector", DataType.FLOAT_VECTOR, dim=self.dim)
-            self._client.create_collection(name, schema=schema, consistency_level="Strong")
-        self._add(vectors, self.ids)
-        self._client.flush(name)  # before create_index: until then not even its field names are checked
-        if not self._client.list_indexes(name):
-            self._client.create_index(name, index)
-        self._client.load_collection(name)
-        if shared:
-            self.ids = self._stored_ids()
+    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        n, nprobe = min(n, self.LIMIT), self.options["nlist" if exhaustive else "nprobe"]
+        dials = {"HNSW": {"ef": max(self.options["ef"], n)}, "IVF_FLAT": {"nprobe": nprobe}}
+        params = {"params": dials.get(self.options["index_type"], {})}
+        for start in range(0, len(queries), 1024):
+            part = list(queries[start : start + 1024])
+            for hits in self._client.search(self._name, part, limit=n, search_params=params, output_fields=["item_id"]):
+                yield np.array([hit["item_id"] for hit in hits]), np.array([hit["distance"] for hit in hits])
+
+    def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
+        items = [{"item_id": item, "item_vector": vector} for item, vector in zip(ids.tolist(), vectors, strict=True)]
+        step = max(1, 2**22 // self.dim)  # 16 MB a request, well below the server's limit
+        for start in range(0, len(items), step):
+            self._client.upsert(self._name, items[start : start + step])
+
+    def _write(self, folder: Path) -> None:
+        self._client.flush(self._name)
+        self._client.close()
+        try:
+            shutil.copytree(self._folder.name, folder, dirs_exist_ok=True)
+        finally:
+            self._connect()
+            self._load()
+
+    def _read(self, files: Mapping[str, bytes]) -> None:
+        self._folder = _private_folder()
+        for name, content in files.items():
+            path = Path(self._folder.name, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if not self._connect():
+            raise ValueError(f"no collection {self._name!r} at {self.options['uri']}; build_index(..., uri=) makes it")
+        self._load()
+
+    def close(self) -> None:
+        self._client.close()
+        self._folder.cleanup()
+
+
+BACKENDS: dict[str, type[Index]] = {kind.backend: kind for kind in (ExactIndex, AnnoyIndex, FaissIndex, MilvusIndex)}
+
+
+def recall(found: np.ndarray, exact: np.ndarray) -> float:
+    """The share of the exact answers ``[B, k]`` that are among those ``found [B, k]`` (notebook 06)."""
+    return float(np.mean([len(np.intersect1d(f, e)) / len(e) for f, e in zip(found, exact, strict=True)]))
+
+
+def measure(index: Index, queries: np.ndarray, exact_ids: np.ndarray) -> dict[str, float]:
+    """Recall against exact search, latency of single queries, throughput of one batch, megabytes.
+
+    Args:
+        queries: ``[B, D]``. exact_ids: ``[B, k]``, the answers of exact search; their width is ``k``.
+    """
+    k, clock = exact_ids.shape[1], [time.perf_counter()]
+    for query in [*queries[:10], *queries]:  # the first calls pay for caches and lazy loading
+        index.search(query, k)
+        clock.append(time.perf_counter())
+    found, _ = index.search(queries, k)
+    batch = time.perf_counter() - clock[-1]
+    p50, p99 = 1000 * np.quantile(np.diff(clock)[-len(queries) :], [0.5, 0.99])
+    speed = {"p50_ms": float(p50), "p99_ms": float(p99), "queries_per_second": len(queries) / batch}
+    return {f"recall@{k}": recall(found, exact_ids), **speed, "megabytes": index.nbytes / 1e6}
+
+
+def enlarge(vectors: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
+    """``n`` unit vectors clustered like a real catalogue: real ones with noise the size of their nearest-neighbour gap.
+
+    Uniform random vectors have no neighbourhoods, and no index would find any: they flatter nobody and teach nothing.
+
+    Args:
+        vectors: ``[m, D]`` trained item vectors of unit length.
+    """
+    generator = np.random.default_rng(seed)
+    similarity = vectors @ vectors.T
+    np.fill_diagonal(similarity, -np.inf)
+    gap = np.sqrt(np.maximum(2 - 2 * similarity.max(axis=1), 1e-6))  # [m] distance to the nearest neighbour
+    rows = generator.integers(0, len(vectors), n)
+    moved = generator.standard_normal((n, vectors.shape[1]), dtype=np.float32)
+    moved *= gap[rows, None] / vectors.shape[1] ** 0.5
+    moved += vectors[rows]
+    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+
+
+def _library(module: str, packages: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:  # of the library, or of something that it needs in its turn
+        missing = (error.name or module).partition(".")[0]
+        command = packages if missing == module else missing
+        raise ImportError(f"this index needs {missing}: pip install {command} ({error})", name=missing) from error
+
+
+def _private_folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="dssm-index-", ignore_cleanup_errors=True)
+
+
+def _checked_vectors(vectors: Any, normalize: bool, dim: int | None = None, what: str = "vectors") -> np.ndarray:
+    """``[n, D]`` float32, contiguous, finite, of unit length unless ``normalize`` is off."""
+    array = np.asarray(vectors, dtype=np.float32, order="C")
+    if array.ndim != 2:
+        raise ValueError(f"{what} must be an array [n, D], got shape {array.shape}")
+    if dim not in (None, array.shape[1]):
+        raise ValueError(f"{what} have {array.shape[1]} dimensions, the index has {dim}")
+    bad = ~np.isfinite(array).all(axis=1)  # [n]
+    if bad.any():
+        raise ValueError(f"{what} hold NaN or infinity in {bad.sum()} rows, first row {bad.argmax()}")
+    if not normalize:
+        return array
+    length = np.linalg.norm(array, axis=1, keepdims=True)
+    if (length < 1e-12).any():
+        raise ValueError(f"{what}: row {length.argmin()} has length zero, so it has no direction and no cosine")
+    return array / length
+
+
+def _checked_ids(ids: Sequence[int], n: int) -> np.ndarray:
+    array = np.asarray(ids)
+    if array.shape != (n,) or array.dtype.kind not in "iu":
+        raise ValueError(f"{n} vectors need {n} whole numbers as ids, got shape {array.shape} of {array.dtype}")
+    array = array.astype(np.int64)
+    values, counts = np.unique(array, return_counts=True)
+    if (counts > 1).any() or (values < 0).any():
+        raise ValueError(f"ids must be unique and not negative; {(counts > 1).sum()} repeat, the least is {values[0]}")
+    return array
+
+
+def _checked_exclude(exclude: Exclude, n_queries: int) -> list[set[int]]:
+    entries = [()] * n_queries if exclude is None else list(exclude)
+    if n_queries == 1 and all(isinstance(entry, (int, np.integer)) for entry in entries):
+        entries = [entries]
+    if len(entries) != n_queries:
+        raise ValueError(f"exclude has {len(entries)} entries for {n_queries} queries; give one per query")
+    return [set() if entry is None else set(map(int, entry)) for entry in entries]

@@ -1,17 +1,19 @@
 """Offline item vectors → index → online user tower → top-k, from one folder and without torch (notebook 09).
 
 :func:`export_bundle` writes the folder where the model was trained. :class:`Recommender` answers from it and needs
-only NumPy, onnxruntime and the index library; everything else is imported inside :func:`export_bundle`.
+only NumPy, onnxruntime and the index library.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
+import hashlib
+import io
 import json
+import reprlib
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,23 +21,40 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .files import sha256, write_atomically
-from .retrieval import build_index, load_index
-from .vocabulary import FIRST, UNKNOWN, Vocabulary, age_group, load_vocabularies, save_vocabularies, zip_area
+from .files import Manifest, file_digest, read_manifest, write_folder
+from .onnx_export import OnnxTower, export_onnx
+from .retrieval import Index, build_index, load_index
+from .schema import Column, Schema
+from .vocabulary import FIRST, UNKNOWN, Vocabulary, load_vocabularies, save_vocabularies
 
 if TYPE_CHECKING:
     from .data import EncodedData
     from .model import DSSM
-    from .onnx_export import OnnxTower
 
-FORMAT = 1
-MANIFEST = "manifest.json"
+KIND = "bundle"
 BASES = {
     "user": "a known user",
     "history": "an unknown user with a history",
     "demographics": "an unknown user without a history: demographics only",
-    "popularity": "nothing is known about this user: popularity, the same list for everybody",
+    "popularity": "a user of whom nothing is known: popularity, the same list for everybody",
 }
+KINDS = {
+    "a whole number": (int, np.integer),
+    "a number": (int, float, np.integer, np.floating),
+    "text": (str,),
+    "text or a whole number": (str, int, np.integer),
+}
+RawId = int | str
+
+_quoted = reprlib.Repr()
+_quoted.maxstring = _quoted.maxother = _quoted.maxlong = 80  # characters of a value in a message
+
+
+def index_id(raw: RawId) -> int:
+    """The id of an item in an index, which takes 63 bits: a whole number itself, of anything else a hash."""
+    if isinstance(raw, int) and 0 <= raw < 2**63:
+        return raw
+    return int.from_bytes(hashlib.sha256(str(raw).encode()).digest()[:8]) >> 1
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -44,108 +63,64 @@ BASES = {
 
 
 def export_bundle(
-    path: str | Path,
-    model: DSSM,
-    data: EncodedData,
-    train: np.ndarray,
-    *,
-    backend: str = "exact",
-    **index_options: Any,
+    path: str | Path, model: DSSM, data: EncodedData, train: np.ndarray, *, backend: str = "exact", **index_options: Any
 ) -> Path:
     """Write everything a server needs into one folder, complete or not at all (notebook 09, "The bundle").
 
     Both towers as ONNX, the item vectors, the index over them, vocabularies, titles, training counts (the fallback),
-    the users' demographics, and ``manifest.json`` with the format, versions, shapes and the SHA-256 of every file.
+    the users' columns, and a manifest with the schema, versions, shapes and the SHA-256 of every file.
 
     Args:
         path: the folder; a bundle that is already there is replaced.
-        train: positions whose ratings count towards popularity.
+        train: positions whose interactions count towards popularity.
         backend: of the index: ``exact``, ``annoy``, ``faiss`` or ``milvus``.
         index_options: passed on to ``build_index``. With ``backend="milvus"``, ``uri=`` and ``token=`` fill a
             collection on a server, named after these very vectors; without, the bundle holds a Milvus Lite database.
 
     Raises:
-        ValueError: the folder holds something that is not a bundle.
-        ImportError: a library is not installed; the message says what to install.
+        ValueError: a model without a history.
+        FileExistsError: the folder holds other files.
     """
     import onnxruntime
     import torch
 
-    from .onnx_export import OnnxTower, export_onnx
-
-    path = Path(path)
-    if path.exists() and not (path / MANIFEST).exists() and (path.is_file() or any(path.iterdir())):
-        raise ValueError(f"{path} exists and is not a bundle; give another path, or remove it yourself")
-    user_names = [f.name for f in model.user_tower.embedding.features if f.name != "history"]
     history = next((f for f in model.user_tower.embedding.features if f.name == "history"), None)
     if history is None:
         raise ValueError("a Recommender answers from a history; this model's user tower has no feature 'history'")
-    with write_atomically(path) as folder:
-        folder.mkdir()
-        export_onnx(model, folder / "user_tower.onnx", "user")
-        export_onnx(model, folder / "item_tower.onnx", "item")
-        # The file that will encode new movies encodes the old ones, so both kinds of vectors come from one tower.
+    seen = {f.name for tower in (model.user_tower, model.item_tower) for f in tower.embedding.features}
+    fields = {
+        "dataset": data.name,
+        "backend": backend,
+        "schema": replace(data.schema, columns=tuple(c for c in data.schema.columns if c.name in seen)).to_json(),
+        "max_history": history.max_length,
+        "versions": {m.__name__: m.__version__ for m in (np, onnxruntime, torch)} | {"dssm_helpers": __version__},
+    }
+    with write_folder(path, KIND, fields) as folder:
+        for part in ("user", "item"):
+            export_onnx(model, folder / f"{part}_tower.onnx", part)
+        # The file that will encode new items encodes the old ones, so both kinds of vectors come from one tower.
         tower = OnnxTower.load(folder / "item_tower.onnx")
-        real = {name: column[FIRST:] for name, column in data.item_columns.items() if name in tower.ranks}
+        real = {name: data.item_columns[name][FIRST:] for name in tower.ranks}
         parts = range(0, data.n_items - FIRST, 4096)
         vectors = np.concatenate([tower({n: c[start : start + 4096] for n, c in real.items()}) for start in parts])
-        movie_ids = data.vocabularies["movie_id"].values
+        fields["shapes"] = {"item_vectors": vectors.shape}
         np.save(folder / "item_vectors.npy", vectors)
         np.save(folder / "popularity.npy", data.item_counts(train)[FIRST:])
-        np.save(folder / "users.npy", np.stack([data.user_columns[name] for name in user_names], axis=1))
-        if backend == "milvus":
-            index_options.setdefault("collection", collection_name(sha256(folder / "item_vectors.npy")))
-        index = build_index(vectors, movie_ids, backend=backend, **index_options)
-        index.save(folder / "index")
-        index.close()
+        np.savez(folder / "users.npz", **{name: c for name, c in data.user_columns.items() if name in seen})
         save_vocabularies(data.vocabularies, folder / "vocabularies.json")
         (folder / "titles.json").write_text(json.dumps(data.titles[FIRST:], ensure_ascii=False), encoding="utf-8")
-        manifest = {
-            "format": FORMAT,
-            "dataset": data.name,
-            "backend": backend,
-            "versions": {
-                "dssm_helpers": __version__,
-                "numpy": np.__version__,
-                "onnxruntime": onnxruntime.__version__,
-                "torch": torch.__version__,
-            },
-            "shapes": {"item_vectors": list(vectors.shape), "users": [data.n_users, len(user_names)]},
-            "user_columns": user_names,
-            "max_history": history.max_length,
-            "temperature": model.temperature,
-            "files": {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return path
+        if backend == "milvus":
+            index_options.setdefault("collection", _collection(file_digest(folder / "item_vectors.npy")))
+        ids = [index_id(raw) for raw in data.vocabularies["item_id"].values.tolist()]
+        index = build_index(vectors, ids, backend=backend, **index_options)
+        index.save(folder / "index")
+        index.close()
+    return Path(path)
 
 
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest of a bundle after checking its format and every file against its SHA-256.
-
-    Raises:
-        FileNotFoundError: no bundle at ``path``, or a file of it is missing (named).
-        ValueError: an unreadable manifest, another format, or an altered file (named).
-    """
-    path = Path(path)
-    if not (path / MANIFEST).is_file():
-        raise FileNotFoundError(f"no bundle at {path}: {MANIFEST} is missing; write one with export_bundle")
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        version, files = manifest["format"], manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / MANIFEST} is damaged ({error!r}); export the bundle again") from error
-    if version != FORMAT:
-        raise ValueError(
-            f"the bundle at {path} has format {version!r}, dssm_helpers {__version__} reads format {FORMAT}; "
-            "export it again with this version, or load it with the version that wrote it"
-        )
-    for name, digest in files.items():
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"the bundle at {path} is incomplete: {name} is missing; copy or export it again")
-        if sha256(path / name) != digest:
-            raise ValueError(f"the bundle at {path} was altered: {name} is not the exported file; export it again")
-    return manifest
+def _collection(vectors_digest: str) -> str:
+    """Name of the Milvus collection of a bundle: vectors of another model never meet its user tower."""
+    return f"items_{vectors_digest[:12]}"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -155,26 +130,25 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """What :meth:`Recommender.recommend` returns, best first; iterating gives (movie_id, title, score).
+    """What :meth:`Recommender.recommend` returns, best first; iterating gives (item_id, title, score).
 
     Attributes:
-        scores: cosines; for ``basis == "popularity"`` the number of training ratings.
-        basis: what the answer rests on, a key of :data:`BASES`: ``user``, ``history``, ``demographics``,
-            ``popularity``.
+        scores: cosines; for ``basis == "popularity"`` the number of training interactions.
+        basis: what the answer rests on, a key of :data:`BASES`.
         ignored: given values that the model has never seen and took for "unknown", such as ``"zip 'XYZ'"``.
     """
 
-    movie_ids: list[int]
+    item_ids: list[RawId]
     titles: list[str]
     scores: list[float]
     basis: str
     ignored: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.movie_ids)
+        return len(self.item_ids)
 
-    def __iter__(self) -> Any:
-        return iter(zip(self.movie_ids, self.titles, self.scores, strict=True))
+    def __iter__(self) -> Iterator[tuple[RawId, str, float]]:
+        return iter(zip(self.item_ids, self.titles, self.scores, strict=True))
 
     def __str__(self) -> str:
         lines = [f"For {BASES[self.basis]}"]
@@ -187,7 +161,7 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as the user tower takes it. ``batch``: input name → ``[1]`` or ``[1, L]``. ``seen``: movie ids."""
+    """A request as the user tower takes it. ``batch``: input name → ``[1]`` or ``[1, L]``. ``seen``: index ids."""
 
     batch: dict[str, np.ndarray]
     seen: set[int]
@@ -195,294 +169,244 @@ class Request:
     ignored: tuple[str, ...]
 
 
-class Recommender:
-    """Raw values in, titles out (notebook 09, "The recommender").
-
-    Reads may come from any number of threads; :meth:`add_movie` takes a lock of its own.
+class Catalogue:
+    """What can be recommended at one moment; :meth:`Recommender.add_item` puts another in its place, whole.
 
     Attributes:
-        user_tower, item_tower: :class:`~dssm_helpers.onnx_export.OnnxTower`. index: of ``retrieval.py``.
-        vocabularies: by column. titles: movie id → title. manifest: what the bundle says about itself.
+        index: of ``retrieval.py``. titles: raw id → title, the most popular first. added: raw id → vector ``[D]``.
+        raw_ids: index id → raw id. ids_by_title: folded title → raw ids; the first stands for the title.
     """
 
-    def __init__(
-        self,
-        manifest: dict[str, Any],
-        user_tower: OnnxTower,
-        item_tower: OnnxTower,
-        index: Any,
-        vocabularies: dict[str, Vocabulary],
-        titles: list[str],
-        item_vectors: np.ndarray,
-        popularity: np.ndarray,
-        users: np.ndarray,
-    ):
-        self.manifest, self.user_tower, self.item_tower, self.index = manifest, user_tower, item_tower, index
-        self.vocabularies, self.users, self._item_vectors = vocabularies, users, item_vectors
-        movie_ids = vocabularies["movie_id"].values
-        self.titles: dict[int, str] = dict(zip(movie_ids.tolist(), titles, strict=True))
-        order = np.argsort(-popularity, kind="stable")
-        self.popular: list[tuple[int, int]] = list(
-            zip(movie_ids[order].tolist(), popularity[order].tolist(), strict=True)
-        )
-        # Some films are in MovieLens twice. The one with more ratings comes first and stands for the title.
-        self.ids_by_title: dict[str, list[int]] = {}
-        for movie_id, _ in self.popular:
-            self.ids_by_title.setdefault(self.titles[movie_id].casefold(), []).append(movie_id)
-        self._place = {name: place for place, name in enumerate(manifest["user_columns"])}
-        self._added: dict[int, np.ndarray] = {}  # vectors of new movies, for indexes that have to be built anew
+    def __init__(self, index: Index, titles: dict[RawId, str], added: dict[RawId, np.ndarray]):
+        self.index, self.titles, self.added = index, titles, added
+        self.raw_ids = {index_id(raw): raw for raw in titles}
+        self.ids_by_title: dict[str, list[RawId]] = {}
+        for raw, title in titles.items():
+            self.ids_by_title.setdefault(title.casefold(), []).append(raw)
+
+
+class Recommender:
+    """Raw values in, titles out (notebook 09, "The recommender"). Any number of threads may ask and add.
+
+    Attributes:
+        user_tower, item_tower: :class:`~dssm_helpers.onnx_export.OnnxTower`.
+        vocabularies: by column. fields: what the manifest says. catalogue: the items as they are now.
+    """
+
+    def __init__(self, manifest: Manifest, connection: Mapping[str, str]):
+        files = manifest.files
+        self.fields = manifest.fields
+        self.vocabularies = load_vocabularies(files["vocabularies.json"])
+        self.user_tower = OnnxTower.load(files["user_tower.onnx"])
+        self.item_tower = OnnxTower.load(files["item_tower.onnx"])
+        schema = Schema.from_json(self.fields["schema"])
+        self._columns = {side: {column.name: column for column in schema.of(side)} for side in ("user", "item")}
+        self._columns["user"] = {"user_id": Column("user_id", "user"), **self._columns["user"]}
+        self._users = dict(np.load(io.BytesIO(files["users.npz"])))
+        self._vectors = np.load(io.BytesIO(files["item_vectors.npy"]))
+        counts = np.load(io.BytesIO(files["popularity.npy"]))
+        raw_ids, titles = self.vocabularies["item_id"].values.tolist(), json.loads(files["titles.json"])
+        self._ids = [index_id(raw) for raw in raw_ids]
+        self._counts = dict(zip(self._ids, counts.tolist(), strict=True))
+        inside = manifest.inside("index", "index")
+        if "uri" in connection and not inside.fields["elsewhere"]:
+            name = _collection(hashlib.sha256(files["item_vectors.npy"]).hexdigest())
+            index = build_index(self._vectors, self._ids, backend="milvus", collection=name, **connection)
+        else:
+            index = load_index(inside, **connection)
+        popular = np.argsort(-counts, kind="stable").tolist()
+        self.catalogue = Catalogue(index, {raw_ids[i]: titles[i] for i in popular}, {})
         self._lock = threading.Lock()
 
     @classmethod
     def load(cls, path: str | Path, uri: str | None = None, token: str | None = None) -> Recommender:
-        """Open a bundle after checking every file of it.
+        """Open a bundle, from the very bytes that were compared with its manifest.
 
         Args:
             uri: search in Milvus: a file name ending in ``.db`` for Milvus Lite, or the address of a server or
-                cluster, ``"http://host:19530"``. The collection is named after the bundle's item vectors, so vectors
-                of another model never meet this user tower. A bundle exported with ``backend="milvus"`` connects to
-                it and fills it only if it is not there; any other bundle sets it to its own movies at every load.
+                cluster, ``"http://host:19530"``. The collection is named after the bundle's item vectors. A bundle
+                exported to a server finds it filled; any other puts its own items there, beside what others added.
                 Default: the index in the bundle.
             token: ``"user:password"`` or an API key for that server.
 
         Raises:
-            FileNotFoundError, ValueError: see :func:`read_manifest`.
-            ImportError: onnxruntime or the index library is not installed; the message says what to install.
+            FileNotFoundError, ValueError: no bundle, or a missing or altered file (named).
+            ImportError: onnxruntime or the index library is not installed.
         """
-        from .onnx_export import OnnxTower
-
-        path = Path(path)
-        manifest = read_manifest(path)
-        vocabularies = load_vocabularies(path / "vocabularies.json")
-        connection = {name: value for name, value in (("uri", uri), ("token", token)) if value}
-        if uri is not None and manifest["backend"] != "milvus":
-            index = _fill(path, manifest, vocabularies, connection)
-        else:
-            try:
-                index = load_index(path / "index", **connection)
-            except ValueError:  # the files are as exported, so it is the server that has no such collection yet
-                if uri is None:
-                    raise
-                index = _fill(path, manifest, vocabularies, connection)
-        return cls(
-            manifest,
-            OnnxTower.load(path / "user_tower.onnx"),
-            OnnxTower.load(path / "item_tower.onnx"),
-            index,
-            vocabularies,
-            json.loads((path / "titles.json").read_text(encoding="utf-8")),
-            np.load(path / "item_vectors.npy", mmap_mode="r"),
-            np.load(path / "popularity.npy"),
-            np.load(path / "users.npy"),
-        )
+        connection = {name: value for name, value in (("uri", uri), ("token", token)) if value is not None}
+        return cls(read_manifest(path, KIND), connection)
 
     def __repr__(self) -> str:
-        return f"Recommender({self.manifest['dataset']!r}: {len(self.titles):,} movies, index {self.index.backend!r})"
+        return f"Recommender({self.fields['dataset']!r}: {len(self.titles):,} items, index {self.index.backend!r})"
+
+    @property
+    def index(self) -> Index:
+        return self.catalogue.index
+
+    @property
+    def titles(self) -> dict[RawId, str]:
+        return self.catalogue.titles
 
     # -- the request ------------------------------------------------------------------------------------------------
 
-    def encode(
-        self, user: int | Mapping[str, Any] | None = None, history: Sequence[int | str] | None = None
-    ) -> Request:
+    def encode(self, user: RawId | Mapping[str, Any] | None = None, history: Sequence[RawId] | None = None) -> Request:
         """Raw values to indices; the first stage of :meth:`recommend`, where the arguments are described."""
-        columns, known, ignored = self._encode_user(user)
-        movie_ids, seen = self._find_movies(history)
-        latest = self.vocabularies["movie_id"].encode(np.asarray(movie_ids[-self.manifest["max_history"] :], np.int64))
-        strangers = [f"movie {movie_id}" for movie_id in dict.fromkeys(movie_ids) if movie_id not in self.titles]
-        if "user_id" in known:
+        given, ignored = self._encode_columns("user", user if isinstance(user, Mapping) else {"user_id": user})
+        row = int(given["user_id"][0]) if "user_id" in given else UNKNOWN
+        batch = {name: given.get(name, table[row : row + 1]) for name, table in self._users.items()}
+        items, seen = self._find_items([] if history is None else history)
+        latest = np.asarray(items[-self.fields["max_history"] :], dtype=object)
+        latest = self.vocabularies["item_id"].encode(latest)
+        batch["history"] = latest[None, ::-1]  # [1, L], the newest first, as in training
+        if row != UNKNOWN:
             basis = "user"
         elif (latest > UNKNOWN).any():
             basis = "history"
         else:
-            basis = "demographics" if known else "popularity"
-        batch = {name: np.asarray([index], dtype=np.int64) for name, index in columns.items()}
-        batch["history"] = latest[None, ::-1]  # [1, L], the newest first, as in training
-        return Request(batch, seen, basis, (*ignored, *strangers))
+            basis = "demographics" if any((index > UNKNOWN).any() for index in given.values()) else "popularity"
+        ignored += [f"item {_quoted.repr(item)}" for item in dict.fromkeys(items) if item not in self.titles]
+        return Request(batch, seen, basis, tuple(ignored))
 
-    def _encode_user(self, user: int | Mapping[str, Any] | None) -> tuple[dict[str, int], set[str], list[str]]:
-        """Index per user column, the columns that are known, and given values the vocabularies do not have."""
-        if user is None:
-            given: dict[str, Any] = {}
-        elif isinstance(user, Mapping):
-            given = {name: value for name, value in user.items() if not _is_missing(value)}
-        else:
-            given = {"user_id": user}
-        valid = list(self._place)
-        if given.keys() - valid:
-            unexpected = sorted(map(str, given.keys() - valid))
-            raise ValueError(f"user has no field {', '.join(unexpected)}; the fields are {', '.join(valid)}")
-        columns, ignored = dict.fromkeys(valid, UNKNOWN), []
-        if "user_id" in given:
-            row = int(self.vocabularies["user_id"].encode([_whole("user_id", given["user_id"])])[0])
-            if row != UNKNOWN:
-                columns = dict(zip(valid, self.users[row].tolist(), strict=True))
+    def _encode_columns(self, side: str, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
+        """The given columns as indices ``[1]``, or ``[1, G]`` of a list, and values the vocabularies do not have."""
+        columns, encoded, ignored = self._columns[side], {}, []
+        if unknown := [_quoted.repr(name) for name in given if name not in columns]:
+            raise ValueError(f"the {side} has no field {', '.join(unknown)}; the fields are {', '.join(columns)}")
         for name, value in given.items():
-            columns[name] = int(self.vocabularies[name].encode(_column_value(name, value))[0])
-            if columns[name] == UNKNOWN:
-                ignored.append(f"{name} {value!r}")
-        return columns, {name for name, index in columns.items() if index > UNKNOWN}, ignored
-
-    def _find_movies(self, history: Sequence[int | str] | None) -> tuple[list[int], set[int]]:
-        """Movie ids of a history in its order, and what counts as seen: for a title, every id it has."""
-        if isinstance(history, (str, int)):
-            raise ValueError(f"history is a list of movie ids or titles, oldest first; got {history!r}")
-        movie_ids, seen = [], set()
-        for movie in history if history is not None else ():
-            if isinstance(movie, str):
-                same = self.ids_by_title.get(movie.strip().casefold())
-                if same is None:
-                    raise ValueError(self._no_such_title(movie))
-                movie_ids.append(same[0])
-                seen.update(same)
+            if value is None or (isinstance(value, (str, float)) and (value == "" or value != value)):
+                continue
+            column, vocabulary = columns[name], self.vocabularies[name]
+            several = column.kind == "list" and isinstance(value, (str, list, tuple, np.ndarray))
+            if column.kind == "number":
+                kind = "a number"
             else:
-                movie_ids.append(_whole("a movie id in history", movie))
-                seen.add(movie_ids[-1])
-        return movie_ids, seen
+                kind = "text or a whole number" if column.prefix or column.digits else _kind_of(vocabulary)
+            values = [_checked(name, entry, kind) for entry in (column.split(value) if several else [value])]
+            indices = vocabulary.encode(column.normalise(values))
+            encoded[name] = indices[None] if column.kind == "list" else indices
+            ignored += [f"{name} {_quoted.repr(v)}" for v, i in zip(values, indices, strict=True) if i == UNKNOWN]
+        return encoded, ignored
+
+    def _find_items(self, history: Sequence[RawId]) -> tuple[list[RawId], set[int]]:
+        """Raw ids of a history in its order, and the index ids that count as seen: for a title, every id it has."""
+        if not isinstance(history, (list, tuple, np.ndarray)):
+            raise ValueError(f"history is a list of item ids or titles, oldest first; got {_quoted.repr(history)}")
+        now, kind = self.catalogue, _kind_of(self.vocabularies["item_id"])
+        items, seen = [], set()
+        for entry in history:
+            item = _checked("history", entry, "text" if kind == "text" else "text or a whole number")
+            same = [item]
+            if isinstance(item, str) and item not in now.titles:
+                same = now.ids_by_title.get(item.strip().casefold(), same if kind == "text" else [])
+                if not same:
+                    raise ValueError(self._no_such_title(item))
+            items.append(same[0])
+            seen.update(map(index_id, same))
+        return items, seen
 
     def find_titles(self, text: str, n: int = 5) -> list[str]:
-        """Titles that contain ``text``, the most rated first, then titles spelled alike."""
-        wanted = text.strip().casefold()
-        inside = [title for title in self.ids_by_title if wanted in title] if wanted else []
-        alike = difflib.get_close_matches(wanted, self.ids_by_title, n=n, cutoff=0.5)
-        return [self.titles[self.ids_by_title[title][0]] for title in dict.fromkeys([*inside, *alike])][:n]
+        """Titles that contain ``text``, the most popular first, then titles spelled alike."""
+        now, wanted = self.catalogue, text.strip().casefold()
+        inside = [title for title in now.ids_by_title if wanted in title] if wanted else []
+        alike = difflib.get_close_matches(wanted, now.ids_by_title, n=n, cutoff=0.5)
+        return [now.titles[now.ids_by_title[title][0]] for title in dict.fromkeys([*inside, *alike])][:n]
 
     def _no_such_title(self, text: str) -> str:
-        close = self.find_titles(text, 3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "nothing is spelled like it."
-        return f"no movie is called {text!r}; {hint} Titles carry their year, articles come last: 'Matrix, The (1999)'"
+        close = " or ".join(map(_quoted.repr, self.find_titles(text, 3)))
+        hint = f"did you mean {close}?" if close else "nothing is spelled like it."
+        return f"no item is called {_quoted.repr(text)}; {hint}"
 
     # -- the answer -------------------------------------------------------------------------------------------------
 
     def recommend(
         self,
-        user: int | Mapping[str, Any] | None = None,
-        history: Sequence[int | str] | None = None,
+        user: RawId | Mapping[str, Any] | None = None,
+        history: Sequence[RawId] | None = None,
         k: int = 10,
     ) -> Recommendations:
-        """The ``k`` best movies that are not in ``history``; fewer where fewer are left.
+        """The ``k`` best items that are not in ``history``; fewer where fewer are left.
 
         Args:
-            user: a MovieLens user id, or a dict of any of ``user_id``, ``gender``, ``age`` (years), ``occupation``,
-                ``zip``. Demographics of a known user id are filled in. What is missing or was never seen in training
-                is "unknown"; a user about whom nothing is known gets the most popular movies.
-            history: movie ids or titles, in the order they were watched: **oldest first**. The latest decide the
-                vector, all of them are excluded. The server stores no ratings: what is not given was not watched.
-            k: at least 1, at most the number of movies.
+            user: a raw user id, or a dict of any of ``user_id`` and the users' columns. Columns of a known user id are
+                filled in. What is missing or was never seen in training is "unknown"; a user about whom nothing is
+                known gets the most popular items.
+            history: raw item ids or titles, in the order they were met: **oldest first**. The latest decide the
+                vector, all of them are excluded. The server stores no interactions: what is not given did not happen.
+            k: at least 1, at most the number of items.
 
         Raises:
             ValueError: a title that does not exist (close ones are listed), an unknown field, a value of the wrong
                 kind, a ``k`` out of range.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= len(self.titles):
-            raise ValueError(
-                f"k must be a whole number between 1 and {len(self.titles)}, the number of movies; got {k!r}"
-            )
+        now = self.catalogue
+        if _checked("k", k, "a whole number") not in range(1, len(now.titles) + 1):
+            raise ValueError(f"k must be between 1 and {len(now.titles)}, the number of items; got {_quoted.repr(k)}")
         request = self.encode(user, history)
         if request.basis == "popularity":
-            ranked: Iterable[tuple[int, float]] = self.popular
+            ranked = [(item, self._counts.get(item, 0)) for item in now.raw_ids]
         else:
             vector = self.user_tower(request.batch)  # [1, D]
-            found, cosines = self.index.search(vector, k, exclude=[request.seen], allow_fewer=True)
+            found, cosines = now.index.search(vector, k, exclude=[request.seen], allow_fewer=True)
             ranked = zip(found[0].tolist(), cosines[0].tolist(), strict=True)
-        # The index pads with -1 where fewer than k are left; another process may have added what was seen.
-        left = ((movie_id, score) for movie_id, score in ranked if movie_id >= 0 and movie_id not in request.seen)
-        best = list(islice(left, k))
-        ids, scores = [movie_id for movie_id, _ in best], [float(score) for _, score in best]
-        titles = [self.titles.get(movie_id, f"movie {movie_id}") for movie_id in ids]
-        return Recommendations(ids, titles, scores, request.basis, request.ignored)
+        # The index pads with -1 where fewer than k are left; another server may have added what was seen.
+        best = list(islice(((item, score) for item, score in ranked if item >= 0 and item not in request.seen), k))
+        items = [now.raw_ids.get(item, item) for item, _ in best]
+        titles = [now.titles.get(item, f"item {item}") for item in items]
+        return Recommendations(items, titles, [score for _, score in best], request.basis, request.ignored)
 
     # -- the catalogue ----------------------------------------------------------------------------------------------
 
-    def item_vector(self, genres: str | Iterable[str], year: int) -> np.ndarray:
-        """Unit vector ``[D]`` of a movie that the model has never met, from its genres and year."""
-        names = genres.split("|") if isinstance(genres, str) else [str(name) for name in genres]
-        if not names or not all(names):
-            raise ValueError(f"a movie needs at least one genre, 'unknown' if there is none; got {genres!r}")
-        columns = {
-            "movie_id": np.asarray([UNKNOWN]),
-            "year": self.vocabularies["year"].encode([_whole("year", year)]),
-            "genres": self.vocabularies["genres"].encode([names]),
-        }
-        return self.item_tower({name: columns[name] for name in self.item_tower.ranks})[0]
-
-    def add_movie(self, movie_id: int, title: str, genres: str | Iterable[str], year: int) -> np.ndarray:
-        """Put a new movie into the index at once, from genres and year alone; return its vector ``[D]``.
-
-        The vector of a new movie rests on what its features have in common with known movies, until the next
-        training gives it an id of its own. Repeating the call replaces the movie. Bundle files stay as they are.
-
-        Args:
-            genres: ``"Action|Comedy"`` or a list; :attr:`vocabularies` has the known ones, others count as unknown.
+    def item_vector(self, **columns: Any) -> np.ndarray:
+        """Unit vector ``[D]`` of an item that the model has never met, from raw values of the items' columns.
 
         Raises:
-            ValueError: the id belongs to a movie the model was trained on, an empty title, no genre, a year that is
-                not a whole number.
+            ValueError: no value, an unknown column, a value of the wrong kind.
         """
-        movie_id = _whole("movie_id", movie_id)
-        if movie_id < 0:
-            raise ValueError(f"movie_id must not be negative, got {movie_id}")
-        if not isinstance(title, str) or not title.strip():
-            raise ValueError(f"a movie needs a title, got {title!r}")
-        if self.vocabularies["movie_id"].encode([movie_id])[0] != UNKNOWN:
-            raise ValueError(f"movie {movie_id} is already in the catalogue: {self.titles[movie_id]}; use a new id")
-        vector = self.item_vector(genres, year)
-        name = title.strip()
+        encoded, _ = self._encode_columns("item", columns)
+        if not encoded:
+            known = ", ".join(self._columns["item"]) or "none, this model tells items by their ids alone"
+            raise ValueError(f"of a new item the model sees only its columns, so give some: {known}")
+        unknown = {name: np.full((1,) * rank, UNKNOWN) for name, rank in self.item_tower.ranks.items()}
+        return self.item_tower(unknown | encoded)[0]
+
+    def add_item(self, item_id: RawId, title: str, **columns: Any) -> np.ndarray:
+        """Put a new item into the index at once, from its columns alone; return its vector ``[D]``.
+
+        The vector rests on what the columns have in common with known items, until the next training gives the item an
+        id of its own. Repeating the call replaces the item. The bundle's files stay as they are.
+
+        Raises:
+            ValueError: the id belongs to an item the model was trained on, no title, or as :meth:`item_vector`.
+        """
+        vocabulary = self.vocabularies["item_id"]
+        item_id = _checked("item_id", item_id, _kind_of(vocabulary))
+        if not _checked("title", title, "text").strip():
+            raise ValueError(f"an item needs a title, got {_quoted.repr(title)}")
+        if vocabulary.encode([item_id])[0] != UNKNOWN:
+            raise ValueError(f"item {item_id} is already in the catalogue: {self.titles[item_id]}; use a new id")
+        vector = self.item_vector(**columns)
         with self._lock:
-            added = {**self._added, movie_id: vector}
-            index = self._index_with(movie_id, added)
-            # New containers throughout: a reader keeps the ones it holds. Titles come before the index that needs them.
-            if movie_id not in self.titles:
-                self.popular = [*self.popular, (movie_id, 0)]
-            ids = {t: [i for i in same if i != movie_id] for t, same in self.ids_by_title.items()}
-            ids.setdefault(name.casefold(), []).append(movie_id)
-            self.ids_by_title = {t: same for t, same in ids.items() if same}
-            self.titles = {**self.titles, movie_id: name}
-            self._added, self.index = added, index
+            now = self.catalogue
+            added, titles = {**now.added, item_id: vector}, {**now.titles, item_id: title.strip()}
+            if now.index.backend == "milvus":  # it keeps its own readers apart
+                index = now.index
+                index.add(vector, [index_id(item_id)])
+            else:
+                # A request under way keeps the index it started with. Thousands of vectors take well under a second to
+                # build anew; with millions, keep what is new in a small exact index beside the large one.
+                vectors = np.concatenate([self._vectors, *(v[None] for v in added.values())])
+                ids = [*self._ids, *map(index_id, added)]
+                index = build_index(vectors, ids, backend=now.index.backend, **now.index.options)
+            self.catalogue = Catalogue(index, titles, added)
         return vector
 
-    def _index_with(self, movie_id: int, added: dict[int, np.ndarray]) -> Any:
-        """The index with one more movie. A request in another thread keeps the index it started with, unchanged."""
-        if self.index.backend in ("exact", "milvus"):
-            # Adding to a copy of the exact index makes new arrays; Milvus keeps its own readers apart.
-            index = copy.copy(self.index) if self.index.backend == "exact" else self.index
-            index.add(added[movie_id][None], [movie_id])
-            return index
-        # Annoy is read-only and Faiss cannot be searched while it changes. Thousands of vectors take well under a
-        # second to build anew; with millions, keep what is new in a small exact index beside the large one.
-        vectors = np.concatenate([self._item_vectors, np.stack(list(added.values()))])
-        ids = [*self.vocabularies["movie_id"].values.tolist(), *added]
-        return build_index(vectors, ids, backend=self.index.backend, **self.index.options)
+
+def _kind_of(vocabulary: Vocabulary) -> str:
+    return "text" if vocabulary.is_text else "a whole number"
 
 
-def collection_name(vectors_digest: str) -> str:
-    """Name of the Milvus collection of a bundle, from the SHA-256 of its item vectors: one collection per model."""
-    return f"movies_{vectors_digest[:12]}"
-
-
-def _fill(path: Path, manifest: dict, vocabularies: dict[str, Vocabulary], connection: dict[str, str]) -> Any:
-    """Put the bundle's item vectors into its Milvus collection."""
-    vectors, name = np.load(path / "item_vectors.npy"), collection_name(manifest["files"]["item_vectors.npy"])
-    return build_index(vectors, vocabularies["movie_id"].values, backend="milvus", collection=name, **connection)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value) or value == ""
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise ValueError(f"{name}: expected a whole number, got {value!r}")
-    return int(value)
-
-
-def _column_value(name: str, value: Any) -> np.ndarray:
-    """A user's raw value in the form its vocabulary was fitted on, ``[1]``."""
-    if name == "user_id":
-        return np.asarray([_whole(name, value)])
-    if name == "age":
-        if not 0 <= _whole(name, value) <= 130:
-            raise ValueError(f"age: expected years between 0 and 130, got {value!r}")
-        return age_group([value])
-    if name == "zip":
-        return zip_area([f"{value:05d}" if isinstance(value, (int, np.integer)) else str(value).strip()])
-    return np.asarray([str(value)])
+def _checked(name: str, value: Any, kind: str) -> Any:
+    """The value as Python's own, if it is of that kind."""
+    if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
+        raise ValueError(f"{name}: expected {kind}, got {_quoted.repr(value)}")
+    return value.item() if isinstance(value, np.generic) else value

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .fast import RowwiseAdamW
-from .features import Batch, BatchBuilder, NegativeSampler
+from .features import BatchBuilder, NegativeSampler
 from .files import write_atomically
 from .model import DSSM
 from .objectives import SAMPLED, TrainingConfig, batch_loss, log_shares, with_unknown_ids
@@ -61,30 +57,6 @@ def learning_rate_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_the_rate)
 
 
-def missing_compiler() -> str | None:
-    """What ``torch.compile``, which writes C++ for a CPU, does not find here; ``None`` if all is there."""
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    if shutil.which(compiler) is None:
-        return f"no {compiler!r} on the PATH"
-    headers = Path(sysconfig.get_path("include"))
-    return None if (headers / "Python.h").exists() else f"no Python.h in {headers}"
-
-
-def _check_can_compile(model: DSSM, device: torch.device) -> None:
-    """Say what stands in the way before training starts, not deep inside its first step."""
-    if any(module.sparse for module in model.modules() if isinstance(module, nn.Embedding)):
-        raise ValueError(
-            "torch.compile cannot trace the sparse gradient of a table declared rows_only; "
-            "declare the feature without it, or leave compile=False"
-        )
-    if device.type == "cpu" and (missing := missing_compiler()):
-        raise ValueError(
-            f"compile=True needs a C++ compiler and Python's headers, and there is {missing}. Install them (Debian and "
-            "Ubuntu: g++ and python3-dev, macOS: xcode-select --install, Windows: Visual Studio's C++ build tools), "
-            "name your compiler in the environment variable CXX, or leave compile=False"
-        )
-
-
 class Diverged(RuntimeError):
     """The loss became NaN or infinite."""
 
@@ -99,19 +71,18 @@ class Trainer:
         model: trained in place.
         batches: forms the batches; model and batches are on one device.
         config: see :class:`TrainingConfig`.
-        compile: train through ``torch.compile`` of both towers. The first step then takes many seconds; each later one
-            saves the more, the smaller the operations are (``benchmarks/RESULTS.md``): for long runs.
+
+    For long runs, call ``model.user_tower.compile()`` and ``model.item_tower.compile()`` before. The first step then
+    takes many seconds, and each later one saves the more, the smaller the operations are (``benchmarks/RESULTS.md``).
 
     Raises:
-        ValueError: model and batches are on different devices, or ``compile`` where that cannot work.
+        ValueError: model and batches are on different devices.
 
     Attributes:
         history: one row per epoch: epoch, loss, validation metrics, seconds (training only), learning_rate.
     """
 
-    def __init__(
-        self, model: DSSM, batches: BatchBuilder, config: TrainingConfig | None = None, *, compile: bool = False
-    ):
+    def __init__(self, model: DSSM, batches: BatchBuilder, config: TrainingConfig | None = None):
         self.model, self.batches, self.config = model, batches, config or TrainingConfig()
         device = next(model.parameters()).device
         if device.type != batches.device.type:
@@ -119,11 +90,6 @@ class Trainer:
                 f"the model is on {device}, the batches on {batches.device}; "
                 "use model.to(device) and BatchBuilder(..., device=device) with one device"
             )
-        # Only training goes through the compiled towers: evaluation has other batch sizes, and each would be compiled.
-        self._towers: tuple[Callable[[Batch], Tensor], ...] = (model.user_tower, model.item_tower)
-        if compile:
-            _check_can_compile(model, batches.device)
-            self._towers = tuple(torch.compile(tower) for tower in self._towers)
         self.optimizer = adamw(model, self.config)
         self._rows: list[dict[str, float]] = []
         self._best: dict[str, Tensor] | None = None
@@ -225,20 +191,20 @@ class Trainer:
     def _loss(
         self, positions: Tensor, log_q: Tensor, sampler: NegativeSampler | None, generator: torch.Generator
     ) -> Tensor:
-        config, (user_tower, item_tower) = self.config, self._towers
+        config, model = self.config, self.model
         batch = self.batches(positions)
         target = batch["item_id"]  # [B]
         if config.id_dropout:
             batch = with_unknown_ids(batch, config.id_dropout)
-        users, items = user_tower(batch), item_tower(batch)  # [B, D]
+        users, items = model.user_tower(batch), model.item_tower(batch)  # [B, D]
         if sampler is None:
-            return batch_loss(config, self.model.logits(users, items), target, batch["history"], log_q)
+            return batch_loss(config, model.logits(users, items), target, batch["history"], log_q)
         drawn = sampler.sample((len(positions), config.n_negatives), generator).to(self.batches.device)  # [B, n]
         # Many draws repeat an item: encode each distinct one once, then look the vectors up.
         distinct, place = torch.unique(drawn, return_inverse=True)
         # (F.embedding, because the gradient of plain indexing is summed in an order that changes with the threads.)
-        negatives = F.embedding(place, item_tower(self.batches.items(distinct)))  # [B, n, D]
-        scores = self.model.logits(users, torch.cat([items.unsqueeze(1), negatives], dim=1))  # [B, 1 + n]
+        negatives = F.embedding(place, model.item_tower(self.batches.items(distinct)))  # [B, n, D]
+        scores = model.logits(users, torch.cat([items.unsqueeze(1), negatives], dim=1))  # [B, 1 + n]
         return SAMPLED[config.objective](scores[:, 0], scores[:, 1:], drawn == target.unsqueeze(1))
 
     def _validated(self, row: dict[str, float], validate: Validate) -> dict[str, float]:

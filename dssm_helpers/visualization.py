@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,34 +22,27 @@ from torch import nn
 
 from .features import Batch, Pooling, SequenceFeature
 from .files import write_atomically
-from .model import DSSM, FeatureEmbedding
+from .model import DSSM, FeatureEmbedding, evaluation_mode
 
 if TYPE_CHECKING:
-    import graphviz
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # Okabe and Ito, colour-blind-safe
 GREY = "#BBBBBB"
 FORMATS = ("svg", "png", "pdf")
-METHODS = ("pca", "tsne")
-FUNCTIONS = {"__getitem__": "first places", "ne": "is no padding", "cat": "concatenate", "mul": "multiply"}
-FUNCTIONS |= {"div": "divide", "normalize": "L2-normalise"}  # torch's names, said plainly
+FUNCTIONS = {"__getitem__": "first slots", "ne": "is no padding", "cat": "concatenate", "normalize": "L2-normalise"}
+FUNCTIONS |= {"matmul": "matrix product", "output-tensor": "output", "squeeze": "empty-pass", "unsqueeze": "empty-pass"}
+"""torch's names, said plainly. For an ``empty-pass`` torchview draws no box, and lets arrows through."""
 INSTALL = """  Debian, Ubuntu   sudo apt-get install graphviz
   macOS            brew install graphviz
   Windows          winget install graphviz
   conda            conda install -c conda-forge graphviz"""
-
-# --------------------------------------------------------------------------------------------------------------------
-# The network, traced by torchview
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Drawing:
     """A drawn network; the last value of a cell shows itself. ``files`` maps a format to what was written."""
 
-    graph: graphviz.Digraph = field(repr=False)
     svg: str = field(repr=False)
     files: dict[str, Path]
 
@@ -72,18 +66,6 @@ def find_renderer() -> Path:
     return Path(found)
 
 
-@contextmanager
-def _rendering_with(renderer: Path) -> Iterator[None]:
-    """Let the ``graphviz`` package call ``renderer`` instead of ``dot``, for the time being."""
-    from graphviz.backend import dot_command
-
-    before, dot_command.DOT_BINARY = dot_command.DOT_BINARY, renderer
-    try:
-        yield
-    finally:
-        dot_command.DOT_BINARY = before
-
-
 def visualize_model(
     model: nn.Module,
     batch: Batch | None = None,
@@ -105,155 +87,111 @@ def visualize_model(
     Raises:
         ValueError: an unknown format, a depth under 1, or PDF where the renderer cannot write it.
         RuntimeError: no renderer; see :func:`find_renderer`.
-        ImportError: torchview or graphviz (the Python packages) are missing.
     """
-    unknown = [f for f in formats if f not in FORMATS]
-    if unknown:
-        raise ValueError(f"unknown format {unknown[0]!r}; choose from {', '.join(FORMATS)}")
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, got {depth}")
+    if depth < 1 or not set(formats) <= set(FORMATS):
+        raise ValueError(f"depth must be at least 1, formats of {', '.join(FORMATS)}; got {depth} and {formats}")
     renderer = find_renderer()
     if "pdf" in formats and renderer.stem == "graphviz-pure":
         raise ValueError(f"PDF needs Graphviz' own `dot`; graphviz-pure writes SVG and PNG. To install dot:\n{INSTALL}")
-    graph = _trace(model, padding_batch(model) if batch is None else batch, name, depth)
-    sharp = graph.copy()
-    sharp.graph_attr["dpi"] = "144"
-    with _rendering_with(renderer):
-        pictures = {f: (sharp if f == "png" else graph).pipe(format=f) for f in {"svg", *formats}}
-    files = {}
-    for extension in formats if save_dir is not None else ():
-        files[extension] = Path(save_dir) / f"{name}.{extension}"
-        with write_atomically(files[extension]) as temporary:
-            temporary.write_bytes(pictures[extension])
-    svg = re.sub(r"<!--.*?-->\n?", "", pictures["svg"].decode(), flags=re.S)
-    svg = svg[svg.index("<svg") :].replace("<svg ", '<svg style="max-width:100%;height:auto" ', 1)
-    return Drawing(graph, svg, files)
+    if batch is None:
+        features = [f for part in model.modules() if isinstance(part, FeatureEmbedding) for f in part.features]
+        shapes = {f.name: (2, f.max_length) if isinstance(f, SequenceFeature) else (2,) for f in features}
+        batch = {column: torch.zeros(shape, dtype=torch.long) for column, shape in shapes.items()}
+    source = _trace(model, batch, name, depth)
+    pictures, files = {}, {}
+    for kind in {"svg", *formats}:
+        command = [renderer, f"-T{kind}", f"-Gdpi={144 if kind == 'png' else 72}"]
+        pictures[kind] = subprocess.run(command, input=source.encode(), stdout=subprocess.PIPE, check=True).stdout
+    for kind in formats if save_dir is not None else ():
+        files[kind] = Path(save_dir) / f"{name}.{kind}"
+        with write_atomically(files[kind]) as temporary:
+            temporary.write_bytes(pictures[kind])
+    svg = pictures["svg"].decode().partition("<svg ")[2]
+    return Drawing(f'<svg style="max-width:100%;height:auto" {svg}', files)
 
 
-def padding_batch(model: nn.Module, rows: int = 2) -> Batch:
-    """Zeros of the shapes that ``model``'s features declare: enough to trace a drawing."""
-    features = [f for part in model.modules() if isinstance(part, FeatureEmbedding) for f in part.features]
-    if not features:
-        raise ValueError(f"{type(model).__name__} declares no features; pass batch= with what its forward takes")
-    device = next(model.parameters()).device
-    shapes = {f.name: (rows, f.max_length) if isinstance(f, SequenceFeature) else (rows,) for f in features}
-    return {name: torch.zeros(shape, dtype=torch.long, device=device) for name, shape in shapes.items()}
+def _trace(model: nn.Module, batch: Batch, name: str, depth: int) -> str:
+    """What torchview records, as Graphviz' source: in plain words, and with an arrow only where a column is read."""
+    from torchview import draw_graph
 
-
-def _trace(model: nn.Module, batch: Batch, name: str, depth: int) -> graphviz.Digraph:
-    try:
-        from torchview import draw_graph
-    except ImportError as error:
-        raise ImportError("drawing a network needs: pip install torchview graphviz graphviz-pure") from error
     device = next((p.device for p in model.parameters()), "cpu")  # else torchview moves the model to a GPU
-    traced = draw_graph(
-        model, input_data={"batch": batch}, graph_name=name, depth=depth, expand_nested=True, device=device
-    )
-    _render_again(traced, model, batch)
-    graph = traced.visual_graph
-    # Titles of the frames: below their content, on the side where no arrow leaves.
-    right = re.compile(r"(label=(?!UserTower)\w+ labeljust)=l")
-    graph.body[:] = [right.sub(r"\1=r", line).replace("label=Sequential", 'label=""') for line in graph.body]
-    graph.node_attr.update(shape="box", style="filled,rounded", color="#666666", fontname="Helvetica", margin=".1,.06")
-    graph.graph_attr.update(fontname="Helvetica", nodesep="0.15", ranksep="0.3", labelloc="b", bgcolor="white")
-    graph.edge_attr.update(color="#666666", arrowsize="0.6")
-    return graph
-
-
-def _render_again(traced: Any, model: nn.Module, batch: Batch) -> None:
-    """Name what torchview leaves anonymous, and drop arrows for columns a tower is handed but does not read."""
-    reads, titles = {}, {}
-    for part in model.modules():
-        embeddings = [inner for inner in part.modules() if isinstance(inner, FeatureEmbedding)]
-        if embeddings:
-            reads[id(part)] = {feature.name for inner in embeddings for feature in inner.features}
-        for inner in embeddings:
-            for table_name, table in inner.tables.items():
-                titles.setdefault(id(table), f"Embedding: {table_name}")  # the first owner names a shared table
-        if isinstance(part, Pooling):
-            titles[id(part)] = f"Pooling: {', '.join(part.poolings)}"
+    with evaluation_mode(model):
+        traced = draw_graph(model, {"batch": batch}, graph_name=name, depth=depth, expand_nested=True, device=device)
     columns = dict(zip(traced.root_container, batch, strict=True))
-    functions = FUNCTIONS | ({"div": f"divide by {model.temperature:g}"} if isinstance(model, DSSM) else {})
+    titles = {id(m): f"Pooling: {', '.join(m.poolings)}" for m in model.modules() if isinstance(m, Pooling)}
+    for path, module in model.named_modules():  # names a table that two towers share once
+        if isinstance(module, nn.Embedding):
+            titles[id(module)] = f"Embedding: {path.rpartition('.')[2]}"
+    own = {"div": f"divide by {float(model.temperature):g}", "matmul": "dot product"} if isinstance(model, DSSM) else {}
+    for tail, head in reversed(traced.edge_list):
+        if head.name == "squeeze":
+            tail.output_shape = head.output_shape  # a box shows the shape that reaches the next one
+        functions = FUNCTIONS | own if head.depth == 1 else FUNCTIONS
+        head.name = titles.get(getattr(head, "compute_unit_id", None)) or functions.get(head.name, head.name)
+    for node, column in columns.items():
+        node.name = column
 
     def label(node: Any) -> str:
-        if hasattr(node, "tensor_shape"):
-            return f"{columns.get(node, 'output')}\n{node.tensor_shape}"
-        title = titles.get(node.compute_unit_id) or functions.get(node.name, node.name)
-        return f"{title}\n{', '.join(map(str, node.output_shape))}"
+        shapes = [node.tensor_shape] if hasattr(node, "tensor_shape") else node.output_shape
+        return f"{node.name}\n{', '.join(map(str, shapes))}"
 
     traced.get_node_label = label
-    for seen in (traced.visual_graph.body, traced.edge_list, traced.node_set):
-        seen.clear()
+    graph = traced.visual_graph
+    for drawn in (graph.body, traced.edge_list, traced.node_set):
+        drawn.clear()
     traced.render_nodes()
-    traced.edge_list = [
-        (tail, head)
-        for tail, head in traced.edge_list
-        if columns.get(getattr(tail, "main_node", tail), "")
-        in ("", *reads.get(getattr(head, "compute_unit_id", None), columns.values()))
-    ]
+    edges = [(getattr(tail, "main_node", tail), head) for tail, head in traced.edge_list]
+    traced.edge_list = [(tail, head) for tail, head in edges if tail not in columns or _reads(head, tail)]
     traced.render_edges()
+    # Frames have their titles on the side where no arrow leaves; that of the layers is too narrow for one.
+    right = [line if "UserTower" in line else line.replace("labeljust=l", "labeljust=r") for line in graph.body]
+    graph.body[:] = [line.replace("label=Sequential", 'label=""') for line in right]
+    with graph.subgraph(graph_attr={"rank": "same"}, edge_attr={"style": "invis"}) as row:  # columns as in the batch
+        row.edges(pairwise(str(traced.id_dict[column.node_id]) for column in columns))
+    font, grey = {"fontname": "Helvetica"}, {"color": "#666666"}
+    graph.graph_attr = font | {"nodesep": "0.15", "ranksep": "0.3", "labelloc": "b", "bgcolor": "white"}
+    graph.node_attr = font | grey | {"fontsize": "10", "shape": "box", "style": "filled,rounded", "margin": ".1,.06"}
+    graph.edge_attr = grey | {"arrowsize": "0.6"}
+    return graph.source
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The two towers, by hand
-# --------------------------------------------------------------------------------------------------------------------
+def _reads(node: Any, column: Any) -> bool:
+    """Whether something inside ``node`` takes ``column``: a tower is handed the whole batch."""
+    passed = [] if node.is_container else [tensor for tensor in node.children if tensor.main_node is column]
+    return node.is_container or any(_reads(inside, column) for tensor in passed for inside in tensor.children)
 
 
 def draw_towers(model: DSSM, ax: Axes | None = None) -> Axes:
-    """The two towers: boxes are vectors, as wide as they have dimensions; arrows are operations (notebook 07)."""
+    """The two towers by hand: boxes are vectors, as wide as they have dimensions; arrows are operations."""
     import matplotlib.pyplot as plt
 
-    if ax is None:
-        ax = plt.figure(figsize=(9, 6.6)).add_axes((0, 0, 1, 1))
-    towers = ((model.user_tower, "user tower", 2.45, COLOURS[0]), (model.item_tower, "item tower", 7.55, COLOURS[3]))
-    scale = 4.4 / max(tower.embedding.width for tower, *_ in towers)  # of a box per dimension
-
-    def box(x: float, y: float, width: float, text: str, colour: str, alpha: float = 0.25, height: float = 0.5) -> None:
-        ax.add_patch(plt.Rectangle((x - width / 2, y), width, height, facecolor=(colour, alpha), edgecolor=colour))
-        ax.text(x, y + height / 2, text, ha="center", va="center", fontsize=10)
-
-    def arrow(start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
-        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "#555555", "shrinkA": 0, "shrinkB": 1})
-        ax.text(start[0] + 0.12, (start[1] + end[1]) / 2, text, va="center", fontsize=9.5, color="#444444")
-
-    tops = []
-    for tower, title, x, colour in towers:
-        features, y = tower.embedding.features, 1.6
-        step = 4.7 / max(len(features), 4)
-        for place, feature in enumerate(features):
-            centre = x + (place - (len(features) - 1) / 2) * step
-            box(centre, 0.4, step * 0.9, str(feature.width), colour, alpha=0.1, height=0.4)
-            pooled = feature.poolings if isinstance(feature, SequenceFeature) else ()
-            ax.text(centre, 0.28, feature.name, ha="center", va="top", fontsize=9.5)
-            ax.text(centre, 0.03, "\n".join(pooled), ha="center", va="top", fontsize=8, color="#555555")
-            arrow((centre, 0.8), (x + (centre - x) * min(1, 0.8 * scale * tower.embedding.width / 4.4), y))
-        ax.text(x, -0.75, title, ha="center", va="top", fontsize=14, color=colour, weight="bold")
-        box(x, y, scale * tower.embedding.width, f"{tower.embedding.width}", colour)
-        steps: list[tuple[str, int]] = []
-        for layer in tower.mlp:
-            if isinstance(layer, nn.Linear):
-                steps.append(("linear", layer.out_features))
-            else:
-                steps[-1] = (f"{steps[-1][0]}, {type(layer).__name__}", steps[-1][1])
-        for operation, width in (*steps, ("divide by length", model.dim)):
-            arrow((x, y + 0.5), (x, y + 1.0), operation)
-            y += 1.0
-            box(x, y, scale * width, str(width), colour, alpha=0.5 if operation.startswith("divide") else 0.25)
-        tops.append((x, y + 0.5))
-    top = max(y for _, y in tops) + 0.7
-    for x, y in tops:
-        arrow((x, y), (5 + (x - 5) * 0.4, top))
-    box(5, top, 3.4, f"dot product ÷ temperature {model.temperature:g}", COLOURS[2])
-    arrow((5, top + 0.5), (5, top + 0.9))
-    ax.text(5, top + 0.95, "score", ha="center", va="bottom", fontsize=12, weight="bold")
-    ax.set(xlim=(0, 10), ylim=(-1.25, top + 1.4))
+    ax = ax or plt.figure(figsize=(9, 6.6)).add_axes((0, 0, 1, 1))
+    towers = {"user tower": (model.user_tower, 2.5, COLOURS[0]), "item tower": (model.item_tower, 7.5, COLOURS[3])}
+    scale = 4.4 / max(tower.embedding.width for tower, *_ in towers.values())  # of a box per dimension
+    top = 3 + max(len(tower.mlp) for tower, *_ in towers.values()) // 2
+    arrow = {"arrowstyle": "-|>", "color": "#555555", "shrinkA": 0, "shrinkB": 1}
+    for title, (tower, x, colour) in towers.items():
+        features = tower.embedding.features
+        vectors = [[f.width for f in features], *([layer.out_features] for layer in tower.mlp[::2]), [model.dim]]
+        operations = [*(f"linear, {type(layer).__name__}" for layer in tower.mlp[1::2]), "linear", "divide by length"]
+        for y, (dims, operation) in enumerate(zip(vectors, [*operations, ""], strict=True)):
+            widths = scale * np.array(dims)  # of vectors that lie side by side
+            left = x + widths.cumsum() - widths - widths.sum() / 2
+            bars = ax.barh(np.full(len(dims), y), widths, 0.5, left, color=(colour, 0.25), edgecolor=colour)
+            ax.bar_label(bars, dims, label_type="center", fontsize=9)
+            for feature, middle in zip(features, left + widths / 2, strict=True) if y == 0 else ():
+                name = "\n".join([feature.name, *getattr(feature, "poolings", ())])
+                ax.text(middle, -0.35, name, rotation=90, ha="center", va="top", fontsize=9, parse_math=False)
+            end = (x, y + 0.75) if operation else (5 + (x - 5) * 0.4, top)
+            ax.annotate("", end, (x, y + 0.25), arrowprops=arrow)
+            ax.text(x + 0.12, y + 0.5, operation, va="center", fontsize=9.5, color="#444444")
+        ax.text(x, -2, title, ha="center", va="top", fontsize=14, color=colour, weight="bold")
+    frame = {"facecolor": (COLOURS[2], 0.25), "edgecolor": COLOURS[2], "pad": 8}
+    score = f"score = dot product ÷ temperature {float(model.temperature):g}"
+    ax.text(5, top + 0.25, score, ha="center", va="center", fontsize=12, bbox=frame)
+    ax.set(xlim=(0, 10), ylim=(-2.5, top + 0.8))
     ax.axis("off")
     return ax
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Maps of vectors
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def embedding_map(vectors: np.ndarray, method: str = "pca", seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
@@ -265,19 +203,18 @@ def embedding_map(vectors: np.ndarray, method: str = "pca", seed: int = 0, perpl
         seed: the same seed gives the same map.
         perplexity: t-SNE's idea of how many neighbours count; lowered where there are too few vectors.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
-    vectors = np.asarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2 or len(vectors) < 4 or vectors.shape[1] < 2 or not np.isfinite(vectors).all():
-        raise ValueError(f"expected at least 4 finite vectors [n, D] with D from 2, got shape {vectors.shape}")
-    if method == "pca":
-        from sklearn.decomposition import PCA
-
-        return PCA(2, svd_solver="full", random_state=seed).fit_transform(vectors)
+    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    perplexity = min(perplexity, (len(vectors) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(vectors)
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or min(len(vectors), 2 * vectors.shape[1]) < 4 or not np.isfinite(vectors).all():
+        raise ValueError(f"expected at least 4 finite vectors [n, D] with D from 2, got shape {vectors.shape}")
+    if method == "pca":
+        return PCA(2, svd_solver="full").fit_transform(vectors)
+    if method == "tsne":
+        perplexity = min(perplexity, (len(vectors) - 1) / 3)
+        return TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(vectors)
+    raise ValueError(f"unknown method {method!r}; choose from pca, tsne")
 
 
 def draw_map(
@@ -291,113 +228,46 @@ def draw_map(
     """Scatter ``coordinates [n, 2]``, coloured by a number or by up to six names (``""`` is grey).
 
     Args:
-        labels: row → text, the most important first. About a dozen are written: the first that are apart from
-            each other and find a free spot.
+        labels: row → text, the most important first. A dozen are written: the first that find room beside their point.
         size: marker area, one or ``[n]``.
     """
+    from matplotlib.patheffects import withStroke
+
     x, y = np.asarray(coordinates).T
-    size = np.broadcast_to(np.asarray(size, dtype=float), x.shape)
-    values = np.asarray(colour_by)
+    size, values = np.broadcast_to(np.asarray(size, dtype=float), x.shape), np.asarray(colour_by)
     if values.dtype.kind in "US":
-        names = [n for n in dict.fromkeys(sorted(values.tolist())) if n]
+        names = sorted(set(values.tolist()) - {""})
         if len(names) > len(COLOURS):
             raise ValueError(f"{len(names)} names, but only {len(COLOURS)} colours can be told apart: group some as ''")
-        for name, colour in (("", GREY), *zip(names, COLOURS, strict=False)):
+        for name, colour in zip(["", *names], [GREY, *COLOURS], strict=False):
             rows = values == name
-            ax.scatter(x[rows], y[rows], s=size[rows], c=colour, alpha=0.8 if name else 0.45, lw=0)
-            if name:
-                ax.scatter([], [], s=40, c=colour, label=name)  # the legend's dots are all of one size
+            ax.scatter(x[rows], y[rows], size[rows], colour, alpha=0.8 if name else 0.45, lw=0)
+            if name:  # the legend has dots of one size, and would take what stands between two $ for a formula
+                ax.scatter([], [], 40, colour, label=name.replace("$", r"\$"))
     else:
-        ax.scatter(x, y, s=size, c=values.astype(float), cmap="viridis", alpha=0.85, lw=0)
+        ax.scatter(x, y, size, values.astype(float), cmap="viridis", alpha=0.85, lw=0)
     ax.set_title(title, fontsize=11)
     ax.set(xticks=[], yticks=[])
     ax.margins(0.06)
     ax.set_aspect("equal", adjustable="datalim")  # a stretched axis would stretch distances
-    _place_labels(ax, coordinates, labels or {})
-    return ax
-
-
-def _place_labels(ax: Axes, coordinates: np.ndarray, labels: Mapping[int, str], most: int = 12) -> None:
-    """Write each label at the first free spot around its point, up to ``most``."""
-    from matplotlib.patheffects import withStroke
-
     ax.figure.draw_without_rendering()  # settles the layout, so that text extents are final
-    taken, frame = [], ax.get_window_extent()
-    directions = ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1.4), (0, -1.4))
-    offsets = [(dx * r, dy * r) for r in (8, 20, 34, 50) for dx, dy in directions]
-    pixels, placed = ax.transData.transform(coordinates), []
-    for row, text in labels.items():
-        if len(placed) == most or any(np.hypot(*(pixels[row] - pixels[other])) < 20 for other in placed):
-            continue
-        for dx, dy in offsets:
-            written = ax.annotate(
-                text, coordinates[row], (dx, dy), textcoords="offset points", fontsize=8.5, zorder=5,
-                ha={1: "left", -1: "right", 0: "center"}[int(np.sign(dx))], va="center",
-                arrowprops={"arrowstyle": "-", "lw": 0.8, "color": "#333333", "shrinkA": 0, "shrinkB": 0},
-                path_effects=[withStroke(linewidth=2.5, foreground="white")],
-            )  # fmt: skip
-            extent = written.get_window_extent().padded(2)
-            inside = frame.x0 <= extent.x0 and extent.x1 <= frame.x1 and frame.y0 <= extent.y0 and extent.y1 <= frame.y1
-            if inside and not any(extent.overlaps(other) for other in taken):
-                taken.append(extent)
-                placed.append(row)
-                ax.plot(*coordinates[row], "o", ms=4, mfc="white", mec="#333333", zorder=4)
-                break
+    taken, halo = [], [withStroke(linewidth=2.5, foreground="white")]
+    for row, text in (labels or {}).items():
+        side, dx = ("left", 6) if x[row] < np.mean(ax.get_xlim()) else ("right", -6)  # towards the middle
+        written = ax.annotate(
+            text, (x[row], y[row]), (dx, 0), textcoords="offset points", ha=side, va="center", fontsize=8.5,
+            path_effects=halo, parse_math=False,
+        )  # fmt: skip
+        extent = written.get_window_extent().padded(2)
+        if len(taken) == 12 or extent.count_overlaps(taken):
             written.remove()
+        else:
+            taken.append(extent)
+            ax.plot(x[row], y[row], "o", ms=4, mfc="white", mec="#333333")
+    return ax
 
 
 def short_title(title: str) -> str:
     """``"Empire Strikes Back, The (1980)"`` → ``"The Empire Strikes Back"``: for labels."""
     title = re.sub(r"\s*\(.*?\)", "", title).strip() or title
     return re.sub(r"^(.*), (The|A|An|Il|La|Le|Les|Das)$", r"\2 \1", title)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The result, for the README
-# --------------------------------------------------------------------------------------------------------------------
-
-MODEL_NAMES = {
-    "dssm": "two-tower of this course",
-    "dssm_mean": "textbook two-tower (mean pooling)",
-    "item_knn": "item-kNN on the last 3 movies",
-    "ease": "EASE",
-    "ials": "iALS",
-    "popularity": "popularity",
-}
-DATASET_NAMES = {"ml-100k": "MovieLens-100K", "ml-1m": "MovieLens-1M", "synthetic": "generated data"}
-
-
-def draw_scoreboard(results: Mapping[str, Any], path: str | Path) -> Figure:
-    """Hit@10 of all models as bars, 900 × 420 pixels, written to ``path`` as PNG.
-
-    Args:
-        results: what ``results.json`` holds, or its ``"models"`` alone. Models that are missing are left out.
-    """
-    from matplotlib.figure import Figure
-
-    models = results.get("models", results)
-    scores = {name: row["hit@10"] for name, row in models.items() if isinstance(row, Mapping) and "hit@10" in row}
-    chance = scores.pop("chance", None)
-    if not scores:
-        raise ValueError("no model has a 'hit@10'; expected results['models'] like {'dssm': {'hit@10': 0.2}}")
-    names = sorted(scores, key=scores.__getitem__)
-    on = f" on {DATASET_NAMES.get(results['dataset'], results['dataset'])}" if "dataset" in results else ""
-    figure = Figure(figsize=(9, 4.2), dpi=100, facecolor="white", layout="constrained")
-    ax = figure.add_subplot(facecolor="white")
-    colours = [COLOURS[0] if name == "dssm" else "#A9B4BD" for name in names]
-    bars = ax.barh([MODEL_NAMES.get(n, n) for n in names], [scores[n] for n in names], color=colours, height=0.68)
-    ax.bar_label(bars, fmt="%.3f", padding=5, fontsize=12)
-    for label, name in zip(ax.get_yticklabels(), names, strict=True):
-        label.set(fontsize=11.5, color=COLOURS[0] if name == "dssm" else "#222222")
-        label.set_weight("bold" if name == "dssm" else "normal")
-    if chance is not None:
-        ax.axvline(chance, color=COLOURS[3], ls="--", lw=1.5)
-        ax.text(chance, 1.0, f" chance {chance:.3f}", transform=ax.get_xaxis_transform(), color=COLOURS[3], va="bottom")
-    ax.set_xlim(0, max(scores.values()) * 1.12)
-    ax.set_xlabel("Hit@10: share of users whose next movie is among the first ten", fontsize=11)
-    figure.suptitle(f"Finding a user's next movie in the whole catalogue{on}", fontsize=15, x=0.01, ha="left")
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.tick_params(axis="y", length=0)
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-    return figure

@@ -15,14 +15,15 @@ import torch
 from conftest import notebook_paths
 from torch import nn
 
-from dssm_helpers import diagnosis
+from dssm_helpers.course import diagnosis
 from dssm_helpers.data import EncodedData, Split
-from dssm_helpers.diagnosis import SEVERITIES, Diagnosis, Finding, diagnose
+from dssm_helpers.course.diagnosis import SEVERITIES, Diagnosis, Finding, diagnose
 from dssm_helpers.evaluation import TwoTowerScorer, top_k
 from dssm_helpers.features import BatchBuilder
 from dssm_helpers.model import DSSM
-from dssm_helpers.training import Diverged, Trainer, TrainingConfig
-from dssm_helpers.workspace import Recipe, build_model
+from dssm_helpers.training import Diverged, Trainer
+from dssm_helpers.objectives import TrainingConfig, loss_at_chance
+from dssm_helpers.recipes import Recipe, build_model
 
 RECIPE = Recipe(dim=16, dims=(32, 16), dropout=0.0, max_history=10)
 CONFIG = TrainingConfig(epochs=6, batch_size=64, learning_rate=5e-3)
@@ -124,12 +125,12 @@ def test_padding_index_used_by_a_real_movie(data: EncodedData, split: Split):
     clashing = replace(data, item=np.where(data.item == popular, 0, data.item).astype(np.int32))
     found = Run(clashing, split).diagnose()
     assert first(found) == "padding_is_a_real_id"
-    assert "movies of the ratings" in found[0].evidence
+    assert "items of the interactions" in found[0].evidence
 
 
 def test_padding_row_that_learns(data: EncodedData, split: Split):
     def without_padding_idx(model: DSSM) -> None:
-        table = model.item_tower.embedding.tables["movie_id"]
+        table = model.item_tower.embedding.tables["item_id"]
         table.padding_idx = None
         nn.init.normal_(table.weight)
 
@@ -147,7 +148,7 @@ class Misaligned(BatchBuilder):
 def test_user_and_item_rows_misaligned(data: EncodedData, split: Split):
     found = Run(data, split, builder=Misaligned).diagnose()
     assert first(found) == "rows_misaligned"
-    assert "another movie" in found[0].evidence
+    assert "another item" in found[0].evidence
     assert "another user" not in found[0].evidence
 
 
@@ -252,7 +253,7 @@ def test_dead_towers(data: EncodedData, split: Split, change, side: str):
 
 
 def test_no_logq(data: EncodedData, split: Split):
-    assert first(Run(data, split, logq=False).diagnose()) == "no_logq"
+    assert first(Run(data, split, logq=0.0).diagnose()) == "no_logq"
 
 
 def test_accidental_hits(data: EncodedData, split: Split):
@@ -300,7 +301,7 @@ def test_recommend_of_the_wrong_shape_is_refused(healthy: Run):
 
 
 def test_the_report_puts_the_worst_first_and_reads_as_a_table(data: EncodedData, split: Split):
-    found = Run(data, split, builder=Misaligned, logq=False).diagnose(labels=np.ones(10))
+    found = Run(data, split, builder=Misaligned, logq=0.0).diagnose(labels=np.ones(10))
     order = [SEVERITIES.index(finding.severity) for finding in found]
     assert order == sorted(order)
     assert names(found)[:2] == ["labels_all_alike", "rows_misaligned"]

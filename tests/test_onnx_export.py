@@ -14,8 +14,8 @@ from conftest import ROOT, notebook_definitions
 
 from dssm_helpers.data import EncodedData
 from dssm_helpers.features import SequenceFeature, default_features
-from dssm_helpers.model import DSSM
-from dssm_helpers.onnx_export import PARTS, VARIANTS, OnnxTower, compress_onnx, evaluation_mode, export_onnx
+from dssm_helpers.model import DSSM, evaluation_mode
+from dssm_helpers.onnx_export import PARTS, VARIANTS, OnnxTower, compress_onnx, export_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -97,40 +97,41 @@ def test_one_checked_file_with_feature_names_free_axes_and_no_machine_paths(mode
     assert json.loads(proto.metadata_props[0].value)["vocab_sizes"]["gender"] == features["gender"].vocab_size
 
 
-def test_export_switches_dropout_off_and_restores_every_mode(data, tmp_path):
+def test_export_switches_dropout_off_restores_every_mode_and_reads_a_learned_temperature(data, tmp_path):
     model = make_model(data)
     model.train()
     model.item_tower.eval()
+    model.temperature = torch.nn.Parameter(torch.tensor(0.25))
     modes = [module.training for module in model.modules()]
-    tower = OnnxTower.load(export_onnx(model, tmp_path / "user.onnx", "user"))
+    content = export_onnx(model, tmp_path / "model.onnx").read_bytes()
+    (tmp_path / "model.onnx").unlink()
+    whole = OnnxTower.load(content)  # the bytes are enough
     assert [module.training for module in model.modules()] == modes
-    batch = random_batch(tower, 5, 4)
+    assert (whole.part, whole.dim, whole.temperature) == ("model", 16, 0.25)
+    batch = random_batch(whole, 5, 4)
     with evaluation_mode(model):
-        assert np.abs(tower(batch) - in_torch(model, "user", batch)).max() <= 1e-5
-    with pytest.raises(RuntimeError), evaluation_mode(model):
-        raise RuntimeError
-    assert [module.training for module in model.modules()] == modes
+        assert np.abs(whole(batch) - in_torch(model, "model", batch)).max() <= 1e-5
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"age": [-1, 2]}, ValueError, r"'age': id -1 in row 0 is outside 0 … \d+ "),
-        ({"history": [[3, 2], [4, 10_000]]}, ValueError, r"'history': id 10000 in row 1 is outside 0 … 121 "),
+        ({"age": [-1, 2]}, ValueError, r"'age': id -1 is outside 0 … \d+;"),
+        ({"history": [[3, 2], [4, 10_000]]}, ValueError, "'history': id 10000 is outside 0 … 121;"),
+        ({"history": [[3, 2], [4, 122]]}, ValueError, "'history': id 122 is outside 0 … 121;"),
         ({"zip": [2.0, 3.0]}, ValueError, "'zip': expected whole numbers.*float64"),
         ({"zip": ["021", "945"]}, ValueError, "'zip': expected whole numbers"),
         ({"gender": [True, False]}, ValueError, "'gender': expected whole numbers"),
-        ({"history": [2, 3]}, ValueError, r"'history': expected shape \[batch, length\], got \[2\]"),
-        ({"age": [[2], [3]]}, ValueError, r"'age': expected shape \[batch\], got \[2, 1\]"),
-        ({"age": [2]}, ValueError, "'age' has 1 rows, the inputs before it have 2"),
-        ({"ages": [2, 3]}, KeyError, "unknown ages; this user takes user_id, gender"),
-        ({"age": None}, KeyError, "missing age; this user takes user_id"),
+        ({"history": [2, 3]}, ValueError, r"'history': expected .*'batch', 'length'\], got int64 \[2\]"),
+        ({"age": [[2], [3]]}, ValueError, r"'age': expected .*'batch'\], got int64 \[2, 1\]"),
+        ({"age": [2]}, ValueError, "the same number of rows.*'age': 1"),
+        ({"ages": [2, 3]}, KeyError, "missing or unknown: .*ages.*; this user takes user_id, gender"),
+        ({"age": None}, KeyError, "missing or unknown: .*age.*; this user takes user_id"),
     ],
 )
 def test_bad_input_is_refused_before_the_session(exported, change, error, message):
     tower = OnnxTower.load(exported / "user.onnx")
-    batch = {**random_batch(tower, 2, 2), **change}
-    batch = {name: ids for name, ids in batch.items() if ids is not None}
+    batch = {name: ids for name, ids in (random_batch(tower, 2, 2) | change).items() if ids is not None}
     with pytest.raises(error, match=message):
         tower(batch)
 
@@ -138,9 +139,8 @@ def test_bad_input_is_refused_before_the_session(exported, change, error, messag
 def test_other_integer_types_lists_and_an_empty_batch_are_fine(exported):
     tower = OnnxTower.load(exported / "user.onnx")
     batch = random_batch(tower, 3, 2)
-    expected = tower(batch)
-    assert np.array_equal(tower({name: ids.astype(np.int32) for name, ids in batch.items()}), expected)
-    assert np.array_equal(tower({name: np.asfortranarray(ids).tolist() for name, ids in batch.items()}), expected)
+    for other in (lambda ids: ids.astype(np.int32), np.asfortranarray, np.ndarray.tolist):
+        assert np.array_equal(tower({name: other(ids) for name, ids in batch.items()}), tower(batch))
     assert tower(random_batch(tower, 0, 2)).shape == (0, tower.dim)
 
 
@@ -151,39 +151,20 @@ def test_variants_are_smaller_and_close(exported, tmp_path, variant, smaller, of
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
     assert target.stat().st_size < smaller * (exported / "user.onnx").stat().st_size
     full, small = OnnxTower.load(exported / "user.onnx"), OnnxTower.load(target)
-    assert small.vocab_sizes == full.vocab_sizes
+    assert (small.vocab_sizes, small.ranks) == (full.vocab_sizes, full.ranks)
     batch = random_batch(full, 200, 9)
-    difference = np.abs(small(batch) - full(batch)).max()
-    assert 0 < difference < off
-    with pytest.raises(ValueError, match="outside 0"):
-        small({**batch, "age": np.full(200, -1)})
+    assert 0 < np.abs(small(batch) - full(batch)).max() < off
 
 
-def test_unknown_names_and_files_are_refused(model, exported, tmp_path):
+def test_unknown_names_and_foreign_files_are_refused(model, exported, tmp_path):
     with pytest.raises(ValueError, match="unknown part 'users'; choose from model, user, item"):
         export_onnx(model, tmp_path / "x.onnx", "users")
     with pytest.raises(ValueError, match="unknown variant 'int4'; choose from int8, fp16"):
         compress_onnx(exported / "user.onnx", tmp_path / "x.onnx", "int4")
-    for call in (lambda: OnnxTower.load(tmp_path / "x"), lambda: compress_onnx(tmp_path / "x", tmp_path / "y", "int8")):
-        with pytest.raises(FileNotFoundError, match="no ONNX file at"):
-            call()
-    (tmp_path / "noise.onnx").write_bytes(b"noise")
-    with pytest.raises(ValueError, match="not a readable ONNX model"):
-        OnnxTower.load(tmp_path / "noise.onnx")
     proto = onnx.load(exported / "user.onnx")
     del proto.metadata_props[:]
-    onnx.save(proto, tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match="carries no vocabulary sizes"):
-        OnnxTower.load(tmp_path / "foreign.onnx")
-
-
-def test_a_failed_export_leaves_the_old_file(model, exported, tmp_path, monkeypatch):
-    target = tmp_path / "user.onnx"
-    target.write_bytes(b"the old one")
-    monkeypatch.setattr(onnx, "save_model", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="free some space"):
-        export_onnx(model, target, "user")
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the old one"]
+        OnnxTower.load(proto.SerializeToString())
 
 
 def test_a_tower_runs_where_torch_cannot_be_imported(model, exported, tmp_path):
@@ -199,12 +180,6 @@ def test_a_tower_runs_where_torch_cannot_be_imported(model, exported, tmp_path):
     paths = [exported / "user.onnx", tmp_path / "batch.npz", tmp_path / "out.npy"]
     subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, cwd=ROOT, timeout=120)
     assert np.abs(np.load(tmp_path / "out.npy") - in_torch(model, "user", batch)).max() <= 1e-5
-
-
-def test_a_missing_library_names_its_install_command(monkeypatch, exported):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match="pip install onnxruntime"):
-        OnnxTower.load(exported / "user.onnx")
 
 
 def test_the_notebook_exports_the_same(model, exported, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, notebook_definitions
 
-from dssm_helpers import checks, retrieval
-from dssm_helpers.retrieval import build_index, enlarge, load_index, measure, recall
+from dssm_helpers import retrieval
+from dssm_helpers.course import checks
+from dssm_helpers.files import read_manifest, write_folder
+from dssm_helpers.retrieval import BACKENDS, NOTHING, ExactIndex, build_index, enlarge, load_index, measure, recall
 
 N, DIM = 300, 16
 EXHAUSTIVE = {  # settings under which the answer must be the exact one
@@ -91,23 +94,20 @@ def test_equals_search_by_hand(built, vectors, ids, queries, options):
     assert (len(index), index.dim, index.backend) == (N, DIM, options["backend"])
     assert sorted(index.ids) == sorted(ids)
     assert index.nbytes > N * DIM * 4
+    assert (index.search(queries[0], 5)[0] == found[:1, :5]).all()  # one query is a batch of one
 
 
-@every_backend
-def test_one_query_is_a_batch_of_one(built, vectors, ids, queries, options):
-    index = built(vectors, ids, **options)
-    found, scores = index.search(queries[0], 5)
-    again, _ = index.search(queries[:1], 5)
-    assert found.shape == scores.shape == (1, 5)
-    assert (found == again).all()
-
-
-@every_backend
-def test_layout_and_precision_do_not_matter(built, vectors, ids, queries, options):
-    plain = built(vectors, ids, **options).search(queries, 10)[0]
+def test_layout_and_precision_do_not_matter(built, vectors, ids, queries):
+    plain = built(vectors, ids).search(queries, 10)[0]
     strange = np.asfortranarray(np.repeat(vectors, 2, axis=1).astype(np.float64) * 30)[:, ::2]
     assert not strange.flags.c_contiguous
-    assert (built(strange, ids.astype(np.int32), **options).search(np.asfortranarray(queries), 10)[0] == plain).all()
+    assert (built(strange, ids.astype(np.int32)).search(np.asfortranarray(queries), 10)[0] == plain).all()
+
+
+def test_equal_items_keep_the_order_of_the_catalogue(built):
+    index = built(np.ones((50, 4)), np.arange(50)[::-1])
+    for k in (7, 50):
+        assert index.search(np.ones(4), k)[0][0].tolist() == list(range(49, 49 - k, -1))
 
 
 @cases(LOSSY)
@@ -190,12 +190,37 @@ def test_a_hasty_index_still_returns_k_unseen(built, vectors, ids, queries, opti
         assert set(found[row]) == set(order[row, 250:])
 
 
-@every_backend
-def test_a_single_query_takes_its_ids_directly(built, vectors, ids, queries, options):
-    index = built(vectors, ids, **options)
+def test_a_single_query_takes_its_ids_directly(built, vectors, ids, queries):
+    index = built(vectors, ids)
     best = index.search(queries[0], 3)[0][0]
     for exclude in (best, best.tolist(), set(best.tolist()), [best]):
         assert not np.isin(index.search(queries[0], 3, exclude=exclude)[0], best).any()
+
+
+def test_an_id_beyond_int64_is_simply_not_there(built, vectors, ids, queries):
+    index = built(vectors, ids)
+    best = index.search(queries[0], 4)[0][0].tolist()
+    for huge in (2**63, 10**30, -(10**30)):
+        assert index.search(queries[0], 3, exclude=[huge, best[0]])[0][0].tolist() == best[1:]
+
+
+def test_another_search_at_any_moment_of_a_search(built, vectors, ids, queries):
+    """Whatever a search stores on the index, a reader right behind each store must get its answer."""
+
+    class Crowded(ExactIndex):
+        crowded = False
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if self.crowded:
+                assert (self.search(queries, 5, exclude=seen)[0] == expected).all()
+
+    seen = [[i] for i in ids[: len(queries)]]
+    expected = built(vectors, ids).search(queries, 5, exclude=seen)[0]
+    index = built(vectors, ids)
+    index.__class__ = Crowded
+    Crowded.crowded = True
+    assert (index.search(queries, 5, exclude=seen)[0] == expected).all()
 
 
 @every_backend
@@ -208,8 +233,8 @@ def test_too_few_left_is_an_error_or_padding(built, vectors, ids, queries, optio
     found, scores = index.search(queries[:2], 8, exclude=[ids[:4], ids[:6]], allow_fewer=True)
     assert set(found[0, :2]) == set(ids[4:6])
     assert np.isfinite(scores[0, :2]).all()
-    assert (found[0, 2:] == -1).all()
-    assert (found[1] == -1).all()
+    assert (found[0, 2:] == NOTHING).all()
+    assert (found[1] == NOTHING).all()
     assert (scores[1] == -np.inf).all()
 
 
@@ -226,29 +251,22 @@ def test_exclude_needs_one_entry_per_query(built, vectors, queries):
     [
         (lambda v, i: (np.where(np.arange(DIM) == 3, np.nan, v), i), "NaN or infinity in 300 rows"),
         (lambda v, i: (np.where(v == v[7, 0], np.inf, v), i), "NaN or infinity in 1 rows, first row 7"),
-        (lambda v, i: (np.where(v == v[7, 0], 1e300, v.astype(np.float64)), i), "first row 7"),
         (lambda v, i: (v * (np.arange(N) != 4)[:, None], i), "row 4 has length zero"),
         (lambda v, i: (v[0], i), r"array \[n, D\], got shape \(16,\)"),
-        (lambda v, i: (v[None], i), "got shape"),
-        (lambda v, i: (v[:, :0], i), "no dimensions"),
         (lambda v, i: (v[:0], []), "nothing to index"),
-        (lambda v, i: ([["a", "b"]], [1]), "must be numbers"),
-        (lambda v, i: (v, i[:-1]), r"300 vectors need 300 ids, got shape \(299,\)"),
-        (lambda v, i: (v, np.where(i == i[0], i[1], i)), "unique; 1 repeat"),
-        (lambda v, i: (v, i.astype(float)), "whole numbers, got float64"),
-        (lambda v, i: (v, i - 1000), "negative"),
+        (lambda v, i: (v, i[:-1]), r"300 vectors need 300 whole numbers as ids, got shape \(299,\)"),
+        (lambda v, i: (v, np.where(i == i[0], i[1], i)), "unique and not negative; 1 repeat"),
+        (lambda v, i: (v, i.astype(float)), "whole numbers as ids, got shape .* of float64"),
+        (lambda v, i: (v, i - 1000), "not negative; 0 repeat, the least is -950"),
     ],
 )
-@pytest.mark.parametrize("backend", ["exact", "annoy", "faiss", "milvus"])
-def test_bad_vectors_and_ids_are_named(vectors, ids, change, message, backend):
-    bad_vectors, bad_ids = change(vectors, ids)
+def test_bad_vectors_and_ids_are_named(vectors, ids, change, message):
     with pytest.raises(ValueError, match=message):
-        build_index(bad_vectors, bad_ids, backend=backend)
+        build_index(*change(vectors, ids))
 
 
-@every_backend
-def test_bad_queries_are_named(built, vectors, ids, queries, options):
-    index = built(vectors, ids, **options)
+def test_bad_queries_are_named(built, vectors, ids, queries):
+    index = built(vectors, ids)
     with pytest.raises(ValueError, match="queries have 15 dimensions, the index has 16"):
         index.search(queries[:, :15], 3)
     with pytest.raises(ValueError, match="queries hold NaN or infinity in 1 rows, first row 2"):
@@ -262,6 +280,7 @@ def test_bad_queries_are_named(built, vectors, ids, queries, options):
 def test_unknown_names_list_what_there_is(vectors):
     with pytest.raises(ValueError, match="unknown backend 'scann'; choose one of exact, annoy, faiss, milvus"):
         build_index(vectors, backend="scann")
+    assert list(BACKENDS) == ["exact", "annoy", "faiss", "milvus"]
     with pytest.raises(ValueError, match=r"annoy has no option \['trees'\]; it knows .*n_trees"):
         build_index(vectors, backend="annoy", trees=3)
     with pytest.raises(ValueError, match="choose one of flat, ivf, hnsw, ivfpq, sq8"):
@@ -273,9 +292,9 @@ def test_unknown_names_list_what_there_is(vectors):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "ivfpq", "m": 5}, "m=5 codes do not divide 16"),
-        ({"kind": "ivfpq", "nbits": 9}, "nbits=9 needs 512 "),
-        ({"kind": "ivf", "nlist": 301}, "nlist=301 cells for 300 vectors"),
+        ({"kind": "ivfpq", "m": 5}, "300 vectors of 16, .*multiple of the number of subquantizers"),
+        ({"kind": "ivfpq", "nbits": 9}, r"training points \(300\) should be at least as large .*clusters \(512\)"),
+        ({"kind": "ivf", "nlist": 301}, r"training points \(300\) should be at least as large .*clusters \(301\)"),
     ],
 )
 def test_faiss_settings_that_cannot_work(vectors, options, message):
@@ -284,24 +303,25 @@ def test_faiss_settings_that_cannot_work(vectors, options, message):
 
 
 @pytest.mark.parametrize(
-    ("backend", "module", "command"),
+    ("backend", "module", "missing", "command"),
     [
-        ("annoy", "annoy", "pip install annoy"),
-        ("faiss", "faiss", "pip install faiss-cpu"),
-        ("milvus", "pymilvus", "pip install pymilvus milvus-lite"),
-        ("milvus", "milvus_lite", "pip install pymilvus milvus-lite"),
+        ("annoy", "annoy", "annoy", "annoy"),
+        ("faiss", "faiss", "faiss", "faiss-cpu"),
+        ("milvus", "pymilvus", "pymilvus", "pymilvus milvus-lite"),
+        ("milvus", "milvus_lite", "milvus_lite", "pymilvus milvus-lite"),
+        ("milvus", "milvus_lite", "pyarrow", "pyarrow"),  # what milvus_lite imports in its turn
     ],
 )
-def test_a_missing_library_names_the_command(monkeypatch, vectors, backend, module, command):
+def test_a_missing_library_names_the_command(monkeypatch, vectors, backend, module, missing, command):
     real = retrieval.importlib.import_module
 
     def absent(name: str):
         if name == module:
-            raise ImportError(name)
+            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
         return real(name)
 
     monkeypatch.setattr(retrieval.importlib, "import_module", absent)
-    with pytest.raises(ImportError, match=command):
+    with pytest.raises(ImportError, match=rf"needs {missing}: pip install {command} \("):
         build_index(vectors, backend=backend)
 
 
@@ -375,44 +395,43 @@ def test_saved_and_loaded_answers_the_same(built, vectors, ids, queries, options
     assert loaded.options == index.options
     loaded.save(tmp_path / "index")  # onto itself
     loaded.close()
-    again = load_index(tmp_path / "index")
-    assert (again.search(queries, 10)[0] == index.search(queries, 10)[0]).all()
-    again.close()
+    load_index(tmp_path / "index").close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index"]  # nothing temporary is left
 
 
 @every_backend
 def test_altered_and_missing_files_are_named(built, vectors, ids, options, tmp_path):
     built(vectors, ids, **options).save(tmp_path / "index")
-    for file in json.loads((tmp_path / "index" / "index.json").read_text())["sha256"]:
-        whole = tmp_path / "index" / file
-        target = whole if whole.is_file() else max(whole.rglob("*.parquet"))
-        content = target.read_bytes()
-        target.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(ValueError, match=rf"{file} is not what was saved"):
+    names = json.loads((tmp_path / "index" / "manifest.json").read_text())["files"]
+    assert names
+    for name in names:
+        file = tmp_path / "index" / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if content else b"1")
+        with pytest.raises(ValueError, match=rf"altered: {name} is not what was written"):
             load_index(tmp_path / "index")
-        target.write_bytes(content)
-        whole.rename(tmp_path / "elsewhere")
-        with pytest.raises(ValueError, match=rf"{file} is missing"):
+        file.unlink()
+        with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
             load_index(tmp_path / "index")
-        (tmp_path / "elsewhere").rename(whole)
+        file.write_bytes(content)
     load_index(tmp_path / "index").close()
 
 
 @every_backend
-def test_another_version_or_dimension_is_refused(built, vectors, ids, options, tmp_path):
-    built(vectors, ids, **options).save(tmp_path / "index")
-    note_path = tmp_path / "index" / "index.json"
-    note = json.loads(note_path.read_text())
-    for change, message in (
-        ({"version": 99}, "format version 99, expected 1"),
-        ({"dim": DIM + 1}, f"index.json says {DIM + 1} dimensions, the vectors have {DIM}"),
-        ({"n": 7}, "index.json says 7 items, there are 300"),
-        ({"backend": "scann"}, "unknown backend"),
-    ):
-        note_path.write_text(json.dumps(note | change))
-        with pytest.raises(ValueError, match=message):
-            load_index(tmp_path / "index")
+def test_a_loaded_index_is_made_of_what_was_verified(built, vectors, ids, queries, options, tmp_path):
+    """From a part of a larger folder; what happens to the folder afterwards does not reach the index."""
+    index = built(vectors, ids, **options)
+    with write_folder(tmp_path / "bundle", "bundle", {}) as folder:
+        index.save(folder / "index")
+    manifest = read_manifest(tmp_path / "bundle", "bundle")
+    shutil.rmtree(tmp_path / "bundle")
+    loaded = load_index(manifest.inside("index", "index"))
+    assert (loaded.search(queries, 5)[0] == index.search(queries, 5)[0]).all()
+    loaded.save(tmp_path / "copy")
+    loaded.close()
+    again = load_index(tmp_path / "copy")
+    assert (again.search(queries, 5)[0] == index.search(queries, 5)[0]).all()
+    again.close()
 
 
 def test_what_is_no_index_is_refused(vectors, tmp_path):
@@ -420,50 +439,53 @@ def test_what_is_no_index_is_refused(vectors, tmp_path):
         load_index(tmp_path / "nowhere")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match=r"not a saved index: index.json is missing"):
+    with pytest.raises(FileNotFoundError, match="manifest.json is missing"):
         load_index(tmp_path / "mine")
-    with pytest.raises(ValueError, match="holds other files"):
+    with pytest.raises(FileExistsError, match="holds other files"):
         build_index(vectors).save(tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-    (tmp_path / "mine" / "index.json").write_text("{")
-    with pytest.raises(ValueError, match="not a saved index"):
-        load_index(tmp_path / "mine")
     build_index(vectors).save(tmp_path / "index")
-    with pytest.raises(ValueError, match="takes no connection"):
+    with pytest.raises(ValueError, match=r"exact has no option \['uri'\]"):
         load_index(tmp_path / "index", uri="http://localhost:19530")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backend": "scann"}, "unknown backend 'scann'"),
+        ({"options": {"uri": "evil.db"}}, "wants to say where to connect"),
+        ({"options": {"token": "x"}}, "wants to say where to connect"),
+        ({"options": {"hook": "x"}}, r"milvus has no option \['hook'\]"),
+        ({"elsewhere": True}, "live elsewhere"),
+    ],
+)
+def test_a_crafted_manifest_chooses_nothing(change, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = {"backend": "milvus", "dim": DIM, "options": {}, "elsewhere": False}
+    with write_folder(tmp_path / "index", "index", fields | change):
+        pass
+    with pytest.raises(ValueError, match=message):
+        load_index(tmp_path / "index")
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]  # nothing was created elsewhere
 
 
 @every_backend
 def test_a_failed_save_keeps_the_good_index(built, vectors, ids, queries, options, tmp_path, monkeypatch):
-    built(vectors, ids, **options).save(tmp_path / "index")
-    good = load_index(tmp_path / "index")
-    expected = good.search(queries, 5)[0]
-    good.close()
-    other = built(-vectors, ids, **options)
+    index, other = built(vectors, ids, **options), built(-vectors, ids, **options)
+    index.save(tmp_path / "index")
 
-    def full_disk(path: Path) -> str:
+    def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(retrieval, "sha256", full_disk)
+    for module, name in ((np, "save"), (np, "savez"), (shutil, "copytree")):
+        monkeypatch.setattr(module, name, full_disk)
     with pytest.raises(OSError, match="free some space"):
         other.save(tmp_path / "index")
     monkeypatch.undo()
     again = load_index(tmp_path / "index")
-    assert (again.search(queries, 5)[0] == expected).all()
+    assert (again.search(queries, 5)[0] == index.search(queries, 5)[0]).all()
     again.close()
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
-
-
-def test_an_open_annoy_survives_its_replacement(built, vectors, ids, queries, tmp_path):
-    first = built(vectors, ids, backend="annoy")
-    first.save(tmp_path / "index")
-    mapped = load_index(tmp_path / "index")
-    expected = mapped.search(queries, 5)[0]
-    built(-vectors, ids, backend="annoy").save(tmp_path / "index")
-    assert (mapped.search(queries, 5)[0] == expected).all()
-    mapped.save(tmp_path / "copy")
-    copy = load_index(tmp_path / "copy")
-    assert (copy.search(queries, 5)[0] == expected).all()
+    assert (other.search(-queries, 5)[0] == index.search(queries, 5)[0]).all()  # the one not saved still answers
 
 
 # -- an Annoy that lies -----------------------------------------------------------------------------------------------
@@ -496,25 +518,39 @@ def test_a_good_annoy_passes_with_many_equal_vectors(built):
 # -- Milvus -----------------------------------------------------------------------------------------------------------
 
 
-def test_milvus_in_a_file_of_ones_own(built, vectors, ids, queries, tmp_path):
-    uri = str(tmp_path / "db" / "movies.db")
+def test_milvus_elsewhere(built, vectors, ids, queries, tmp_path):
+    uri = str(tmp_path / "movies.db")
     index = built(vectors, ids, backend="milvus", uri=uri, token="secret", ef=N)
-    index.save(tmp_path / "index")
-    assert "secret" not in (tmp_path / "index" / "index.json").read_text()
     expected = index.search(queries, 5)[0]
+    index.save(tmp_path / "index")
     index.close()
-    reopened = load_index(tmp_path / "index")
+    assert [p.name for p in (tmp_path / "index").iterdir()] == ["manifest.json"]
+    note = (tmp_path / "index" / "manifest.json").read_text()
+    assert "secret" not in note
+    assert "movies.db" not in note
+    with pytest.raises(ValueError, match="live elsewhere, in a Milvus; say where by uri="):
+        load_index(tmp_path / "index")
+    with pytest.raises(ValueError, match="no collection 'items' at"):
+        load_index(tmp_path / "index", uri=str(tmp_path / "empty.db"))
+    reopened = load_index(tmp_path / "index", uri=uri)
     assert (reopened.search(queries, 5)[0] == expected).all()
     reopened.add(-vectors[:1], [ids[0]])
     reopened.close()
-    again = load_index(tmp_path / "index")  # the upsert is in the database, not only in that object
+    again = load_index(tmp_path / "index", uri=uri)  # the upsert is in the database, not only in that object
     assert len(again) == N
     assert again.search(-vectors[0], 1)[0].item() == ids[0]
     again.close()
-    rebuilt = built(vectors[:100], ids[:100], backend="milvus", uri=uri)  # holds exactly these now
-    assert sorted(rebuilt.ids) == sorted(ids[:100])
-    found, _ = rebuilt.search(queries, 100)
-    assert {tuple(sorted(row)) for row in found.tolist()} == {tuple(sorted(ids[:100].tolist()))}
+
+
+def test_building_into_a_milvus_collection_removes_nothing(built, vectors, ids, tmp_path):
+    options = {"backend": "milvus", "uri": str(tmp_path / "movies.db"), "ef": N}
+    first = built(vectors, ids, **options)
+    first.add(-vectors[:1], [9999])  # what one server adds
+    first.close()
+    second = built(vectors[:100], ids[:100], **options)  # another one starts
+    assert sorted(second.ids) == sorted([*ids, 9999])
+    assert second.search(-vectors[0], 1)[0].item() == 9999
+    assert second.search(vectors[200], 1)[0].item() == ids[200]
 
 
 def test_milvus_leaves_other_collections_alone(built, vectors, ids, tmp_path):
@@ -522,19 +558,16 @@ def test_milvus_leaves_other_collections_alone(built, vectors, ids, tmp_path):
 
     uri = str(tmp_path / "shared.db")
     client = MilvusClient(uri)
-    client.create_collection("items", dimension=3)  # somebody else's, under the same name
-    client.insert("items", [{"id": 1, "vector": [1.0, 2.0, 3.0]}])
-    client.create_collection("others", dimension=3)
+    client.create_collection("items", dimension=DIM)  # somebody else's, under the same name
+    client.insert("items", [{"id": 1, "vector": [1.0] * DIM}])
     client.close()
-    with pytest.raises(ValueError, match="'items' was not made here and stays as it is"):
+    with pytest.raises(ValueError, match="'items' holds .*'vector': 16.* it stays as it is, choose another"):
         build_index(vectors, ids, backend="milvus", uri=uri)
-    index = built(vectors, ids, backend="milvus", uri=uri, collection="movies")
-    with pytest.raises(ValueError, match=r"holds 16 dimensions under COSINE, these vectors have 8 under COSINE"):
+    built(vectors, ids, backend="milvus", uri=uri, collection="movies").close()
+    with pytest.raises(ValueError, match="'movies' holds .*'item_vector': 16.*, not item vectors of 8 dimensions"):
         build_index(vectors[:, :8], ids, backend="milvus", uri=uri, collection="movies")
-    assert len(index.search(vectors[0], 5)[0][0]) == 5
-    index.close()
     client = MilvusClient(uri)
-    assert sorted(client.list_collections()) == ["items", "movies", "others"]
+    assert sorted(client.list_collections()) == ["items", "movies"]
     client.load_collection("items")
     assert client.get("items", ids=[1])
     client.close()
@@ -544,11 +577,6 @@ def test_milvus_leaves_other_collections_alone(built, vectors, ids, tmp_path):
 def test_milvus_index_types(built, vectors, ids, queries, index_type):
     index = built(vectors, ids, backend="milvus", index_type=index_type, nlist=4, nprobe=4, ef=N)
     assert (index.search(queries, 5)[0] == by_hand(vectors, ids, queries)[0][:, :5]).all()
-
-
-def test_no_milvus_server_is_a_clear_error(vectors):
-    with pytest.raises(ConnectionError, match=r"no Milvus answers at http://127\.0\.0\.1:1"):
-        build_index(vectors, backend="milvus", uri="http://127.0.0.1:1")
 
 
 # -- measuring, and the notebook --------------------------------------------------------------------------------------
@@ -564,7 +592,7 @@ def test_measure_reports_what_it_says(built, vectors, queries):
     assert figures["recall@10"] == 1.0
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] < 1000
     assert figures["queries_per_second"] > 0
-    assert figures["megabytes"] == pytest.approx(N * (DIM * 4 + 8) / 1e6)
+    assert figures["megabytes"] == pytest.approx(N * (DIM * 4 + 8) / 1e6, rel=0.05)
 
 
 def test_enlarged_vectors_keep_their_neighbourhoods(rng):

@@ -14,18 +14,18 @@ import pytest
 import torch
 from conftest import ROOT, notebook_definitions
 
-from dssm_helpers import checks, serving
+from dssm_helpers import serving
 from dssm_helpers.data import EncodedData, Split
 from dssm_helpers.evaluation import TwoTowerScorer, top_k
 from dssm_helpers.features import default_features
 from dssm_helpers.model import DSSM
-from dssm_helpers.serving import Recommender, export_bundle, read_manifest
+from dssm_helpers.serving import Recommender, export_bundle
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-NEW_MOVIE = {"title": "A New Film (1998)", "genres": "Action|Comedy", "year": 1998}
+NEW_ITEM = {"title": "A New Film (1998)", "genres": "Action|Comedy", "year": 1998}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def bundle(model: DSSM, data: EncodedData, split: Split, tmp_path_factory: pytes
 def quick_export(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Export the same model again without running the exporter again."""
     monkeypatch.setattr(
-        "dssm_helpers.onnx_export.export_onnx",
+        "dssm_helpers.serving.export_onnx",
         lambda model, path, part: shutil.copyfile(bundle / f"{part}_tower.onnx", path),
     )
 
@@ -68,7 +68,7 @@ def copy_of(bundle: Path, tmp_path: Path) -> Path:
 
 def raw_request(data: EncodedData, position: int) -> tuple[int, list[int]]:
     user = data.vocabularies["user_id"].decode([data.user[position]])[0]
-    return user, data.vocabularies["movie_id"].decode(data.history(position))
+    return user, data.vocabularies["item_id"].decode(data.history(position))
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -78,16 +78,16 @@ def test_served_answers_are_the_evaluated_ones(recommender, model, data, split, 
     items, scores = top_k(TwoTowerScorer(model, batches), data, split.test, 5)
     for position, row, cosine in zip(split.test, items, scores, strict=True):
         answer = recommender.recommend(*raw_request(data, position), k=5)
-        assert answer.movie_ids == data.vocabularies["movie_id"].decode(row)
+        assert answer.item_ids == data.vocabularies["item_id"].decode(row)
         assert answer.titles == [data.titles[i] for i in row]
         assert answer.scores == pytest.approx(cosine, abs=1e-5)
         assert answer.basis == "user"
 
 
 def test_the_history_is_oldest_first_and_only_the_latest_reach_the_tower(recommender, data):
-    movies = data.vocabularies["movie_id"].values[:15].tolist()
+    movies = data.vocabularies["item_id"].values[:15].tolist()
     request = recommender.encode(history=movies)
-    expected = data.vocabularies["movie_id"].encode(movies[::-1][:10])
+    expected = data.vocabularies["item_id"].encode(movies[::-1][:10])
     assert request.batch["history"].tolist() == [expected.tolist()]
     assert request.seen == set(movies)
     forth, back = (recommender.recommend(history=h, k=3) for h in (movies, movies[::-1]))
@@ -95,10 +95,10 @@ def test_the_history_is_oldest_first_and_only_the_latest_reach_the_tower(recomme
 
 
 def test_ids_titles_and_numpy_values_mean_the_same(recommender, data):
-    ids = data.vocabularies["movie_id"].values[:3]
+    ids = data.vocabularies["item_id"].values[:3]
     titles = [recommender.titles[i].upper() + " " for i in ids.tolist()]
     assert recommender.recommend(history=ids) == recommender.recommend(history=titles)
-    assert not set(recommender.recommend(history=titles, k=50).movie_ids) & set(ids.tolist())
+    assert not set(recommender.recommend(history=titles, k=50).item_ids) & set(ids.tolist())
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_ids_titles_and_numpy_values_mean_the_same(recommender, data):
     ],
 )
 def test_what_an_answer_rests_on_is_said(recommender, data, user, with_history, basis, ignored):
-    history = data.vocabularies["movie_id"].values[:2].tolist() if with_history else None
+    history = data.vocabularies["item_id"].values[:2].tolist() if with_history else None
     answer = recommender.recommend(user, history, k=4)
     assert (answer.basis, answer.ignored, len(answer)) == (basis, ignored, 4)
     assert serving.BASES[basis] in str(answer)
@@ -148,13 +148,13 @@ def test_popularity_counts_training_ratings_and_excludes_the_seen(recommender, d
     # Movies that no training row has seen say nothing about a user, and are excluded all the same.
     unknown = 10**6
     again = recommender.recommend(history=[unknown], k=5)
-    assert (again.basis, again.ignored) == ("popularity", (f"movie {unknown}",))
-    assert again.movie_ids == answer.movie_ids
+    assert (again.basis, again.ignored) == ("popularity", (f"item {unknown}",))
+    assert again.item_ids == answer.item_ids
 
 
 def test_seeing_nearly_everything_leaves_the_rest(recommender):
     everything = list(recommender.titles)
-    assert sorted(recommender.recommend(history=everything[:-2], k=5).movie_ids) == sorted(everything[-2:])
+    assert sorted(recommender.recommend(history=everything[:-2], k=5).item_ids) == sorted(everything[-2:])
     assert len(recommender.recommend(history=everything, k=5)) == 0
     assert len(recommender.recommend(k=len(everything))) == len(everything)
 
@@ -162,7 +162,7 @@ def test_seeing_nearly_everything_leaves_the_rest(recommender):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"history": ["Generated film 1"]}, r"no movie is called 'Generated film 1'; did you mean 'Generated film 1"),
+        ({"history": ["Generated film 1"]}, r"no item is called 'Generated film 1'; did you mean 'Generated film 1"),
         ({"history": ["qqq"]}, "nothing is spelled like it"),
         ({"history": "Generated film 1"}, "history is a list"),
         ({"history": 3}, "history is a list"),
@@ -190,7 +190,7 @@ def test_a_title_with_two_ids_stands_for_the_more_rated_and_excludes_both(model,
     titles[rare] = titles[common]
     twins = EncodedData(**{**data.__dict__, "titles": titles})
     recommender = Recommender.load(export_bundle(tmp_path / "bundle", model, twins, split.train))
-    ids = data.vocabularies["movie_id"].decode([common, rare])
+    ids = data.vocabularies["item_id"].decode([common, rare])
     request = recommender.encode(history=[titles[common]])
     assert request.batch["history"].tolist() == [[common]]
     assert request.seen == set(ids)
@@ -251,14 +251,14 @@ def test_a_bundle_answers_where_torch_and_pandas_cannot_be_imported(bundle, reco
         "for name in ('torch', 'pandas', 'scipy', 'sklearn', 'onnx', 'safetensors'): sys.modules[name] = None\n"
         "from dssm_helpers.serving import Recommender\n"
         "r = Recommender.load(sys.argv[1])\n"
-        "print(r.recommend({'user_id': 3, 'age': 40}, [4, 5, 6], k=6).movie_ids)\n"
-        "r.add_movie(5000, 'A New Film (1998)', 'Action', 1998)\n"
+        "print(r.recommend({'user_id': 3, 'age': 40}, [4, 5, 6], k=6).item_ids)\n"
+        "r.add_item(5000, 'A New Film (1998)', 'Action', 1998)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(bundle)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == recommender.recommend({"user_id": 3, "age": 40}, [4, 5, 6], k=6).movie_ids
+    assert json.loads(done.stdout) == recommender.recommend({"user_id": 3, "age": 40}, [4, 5, 6], k=6).item_ids
 
 
 # -- other backends ---------------------------------------------------------------------------------------------------
@@ -282,8 +282,8 @@ def test_every_backend_serves_the_same_and_takes_new_movies(
     other = Recommender.load(path)
     for position in split.test[:5]:
         request = raw_request(data, position)
-        assert other.recommend(*request).movie_ids == recommender.recommend(*request).movie_ids
-    vector = other.add_movie(5000, **NEW_MOVIE)
+        assert other.recommend(*request).item_ids == recommender.recommend(*request).item_ids
+    vector = other.add_item(5000, **NEW_ITEM)
     assert other.index.search(vector, 1)[0].tolist() == [[5000]]
     assert Recommender.load(path).index.search(vector, 1)[0].tolist() != [[5000]]  # the files are untouched
 
@@ -293,10 +293,10 @@ def test_any_bundle_is_served_from_milvus_by_uri(bundle, recommender, data, spli
     uri = str(tmp_path / "movies.db")
     lite = Recommender.load(bundle, uri=uri)
     assert lite.index.backend == "milvus"
-    assert lite.index.options["collection"] == f"movies_{read_manifest(bundle)['files']['item_vectors.npy'][:12]}"
+    assert lite.index.options["collection"] == f"items_{read_manifest(bundle)['files']['item_vectors.npy'][:12]}"
     for position in split.test[:5]:
         request = raw_request(data, position)
-        assert lite.recommend(*request).movie_ids == recommender.recommend(*request).movie_ids
+        assert lite.recommend(*request).item_ids == recommender.recommend(*request).item_ids
 
 
 @pytest.mark.usefixtures("quick_export")
@@ -311,9 +311,9 @@ def test_a_milvus_bundle_fills_its_collection_once_and_elsewhere_only_if_missing
     )
     here, there = str(tmp_path / "here.db"), str(tmp_path / "there.db")
     path = export_bundle(tmp_path / "bundle", model, data, split.train, backend="milvus", uri=here)
-    expected = recommender.recommend(1, [2, 3]).movie_ids
+    expected = recommender.recommend(1, [2, 3]).item_ids
     for uri in (None, here, there):
-        assert Recommender.load(path, uri=uri).recommend(1, [2, 3]).movie_ids == expected
+        assert Recommender.load(path, uri=uri).recommend(1, [2, 3]).item_ids == expected
     assert fills == [here, there]
 
 
@@ -322,7 +322,7 @@ def test_uri_and_token_reach_a_server(bundle, monkeypatch):
     monkeypatch.setattr(serving, "build_index", lambda *a, **options: calls.append(options))
     Recommender.load(bundle, uri="http://milvus:19530", token="user:secret")
     (options,) = calls
-    assert options.pop("collection").startswith("movies_")
+    assert options.pop("collection").startswith("items_")
     assert options == {"backend": "milvus", "uri": "http://milvus:19530", "token": "user:secret"}
 
 
@@ -331,27 +331,27 @@ def test_uri_and_token_reach_a_server(bundle, monkeypatch):
 
 def test_a_new_movie_has_the_vector_of_an_unknown_id_and_is_found_at_once(recommender, model, data):
     before = recommender.index
-    vector = recommender.add_movie(5000, **NEW_MOVIE)
+    vector = recommender.add_item(5000, **NEW_ITEM)
     genres = data.vocabularies["genres"].encode(["Action", "Comedy"])
     year = data.vocabularies["year"].encode([1998])
     with torch.inference_mode():
-        batch = {"movie_id": torch.tensor([1]), "year": torch.tensor(year), "genres": torch.tensor(genres)[None]}
+        batch = {"item_id": torch.tensor([1]), "year": torch.tensor(year), "genres": torch.tensor(genres)[None]}
         assert vector == pytest.approx(model.item_tower(batch)[0].numpy(), abs=1e-5)
     assert recommender.index.search(vector, 1)[0].tolist() == [[5000]]
     assert 5000 not in before.ids  # a request in another thread keeps what it started with
     assert recommender.titles[5000] == "A New Film (1998)"
-    assert 5000 not in recommender.recommend(history=["a new film (1998)"], k=121).movie_ids
-    assert recommender.recommend(k=121).movie_ids[-1] == 5000
+    assert 5000 not in recommender.recommend(history=["a new film (1998)"], k=121).item_ids
+    assert recommender.recommend(k=121).item_ids[-1] == 5000
     assert len(recommender.recommend(1, k=121)) == 121
 
 
 def test_adding_again_replaces_also_the_title(recommender):
-    recommender.add_movie(5000, **NEW_MOVIE)
-    vector = recommender.add_movie(5000, "Renamed (1990)", ["Drama"], 1990)
+    recommender.add_item(5000, **NEW_ITEM)
+    vector = recommender.add_item(5000, "Renamed (1990)", ["Drama"], 1990)
     assert (recommender.index.ids == 5000).sum() == 1
     assert recommender.index.search(vector, 1)[0].tolist() == [[5000]]
     assert recommender.encode(history=["Renamed (1990)"]).seen == {5000}
-    with pytest.raises(ValueError, match="no movie is called"):
+    with pytest.raises(ValueError, match="no item is called"):
         recommender.encode(history=["A New Film (1998)"])
     assert len(recommender.recommend(k=121)) == 121
 
@@ -370,7 +370,7 @@ def test_adding_again_replaces_also_the_title(recommender):
 )
 def test_bad_new_movies_are_refused(recommender, change, message):
     with pytest.raises(ValueError, match=message):
-        recommender.add_movie(**{"movie_id": 5000, **NEW_MOVIE, **change})
+        recommender.add_item(**{"movie_id": 5000, **NEW_ITEM, **change})
     assert 5000 not in recommender.titles
     assert len(recommender.index.ids) == 120
 
@@ -393,8 +393,8 @@ def test_readers_are_undisturbed_while_movies_are_added(model, data, split, tmp_
         while not stop.is_set():
             try:
                 answer = recommender.recommend(1, [2, 3], k=20)
-                assert len(set(answer.movie_ids)) == 20
-                assert all(recommender.titles[i] == t for i, t in zip(answer.movie_ids, answer.titles, strict=True))
+                assert len(set(answer.item_ids)) == 20
+                assert all(recommender.titles[i] == t for i, t in zip(answer.item_ids, answer.titles, strict=True))
             except Exception as error:
                 failures.append(repr(error))
                 return
@@ -403,7 +403,7 @@ def test_readers_are_undisturbed_while_movies_are_added(model, data, split, tmp_
     for reader in readers:
         reader.start()
     for movie_id in range(5000, 5040):
-        recommender.add_movie(movie_id, f"New {movie_id}", "Action", 1998)
+        recommender.add_item(movie_id, f"New {movie_id}", "Action", 1998)
     stop.set()
     for reader in readers:
         reader.join()
@@ -422,7 +422,7 @@ def test_the_notebook_builds_the_same(recommender, data, split):
         history = history[-10:]  # the model of this test has max_history 10, the notebook's 50
         ids, scores = by_hand(recommender.user_tower, recommender.index, recommender.vocabularies, columns, history, 5)
         answer = recommender.recommend(user_id, history, k=5)
-        assert answer.movie_ids == ids
+        assert answer.item_ids == ids
         assert answer.scores == pytest.approx(scores, abs=1e-5)
 
 
