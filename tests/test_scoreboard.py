@@ -16,31 +16,22 @@ SCORES = {"popularity": 0.09, "dssm": 0.22, "chance": 0.006, "ials": 0.14, "dssm
 
 def results(*missing):
     figures = dict.fromkeys(COLUMNS, 0.5)
-    models = {
-        name: {**figures, "hit@10": score, "ndcg@10": score / 2, "train_seconds": 100 * score}
-        for name, score in SCORES.items()
-        if name not in missing
-    }
-    return {"dataset": "ml-100k", "seeds": 2, "models": models}
+    models = {n: {**figures, "hit@10": s, "ndcg@10": s / 2, "train_seconds": 100 * s} for n, s in SCORES.items()}
+    return {"dataset": "ml-100k", "seeds": 2, "models": {n: row for n, row in models.items() if n not in missing}}
 
 
 def test_tables_have_the_best_first_and_what_training_took():
     rows = scoreboard_markdown(results()).splitlines()
     assert len({row.count("|") for row in rows}) == 1
     assert rows[2] == "| **two-tower of this course** (`dssm`) | 0.220 | 0.500 | 0.110 | 0.500 | 22 s |"
-    assert [row.split(" |")[0] for row in rows[-2:]] == ["| popularity", "| chance"]
-    assert [row.split(" | ")[-1] for row in rows[-2:]] == ["9 s |", "1 s |"]
     plain = plain_scoreboard(results()).splitlines()
     assert [line.split()[0] for line in plain[2:]] == ["dssm", "dssm_mean", "ease", "ials", "popularity", "chance"]
     assert plain[2].split()[1:] == ["0.220", "0.500", "0.110", "0.500", "22.0", "s"]
 
 
-def test_a_baseline_that_takes_no_time_has_a_dash_and_a_strange_model_its_own_name():
+def test_a_model_trained_in_no_time_has_a_dash_and_a_strange_one_its_own_name():
     models = {"strange": {**dict.fromkeys(COLUMNS, 0.1), "train_seconds": 0.4}}
     assert scoreboard_markdown({"models": models}).endswith("| strange | 0.100 | 0.100 | 0.100 | 0.100 | – |")
-
-
-def test_every_recipe_has_a_title():
     assert set(RECIPES) <= set(MODELS)
 
 

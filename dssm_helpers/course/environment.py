@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -12,16 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from packaging.version import Version
 
-from .data import project_root
-from .workspace import strict
+from ..settings import artifacts_dir, data_dir, dataset_name, strict
 
 PYTHON = ((3, 11), (3, 14))
 PACKAGES: dict[str, dict[str, str]] = {
     "core": {
-        "torch": "2.4", "numpy": "1.26", "pandas": "2.2", "scipy": "1.11", "scikit-learn": "1.4",
+        "torch": "2.6", "numpy": "1.26", "pandas": "2.2", "scipy": "1.11", "scikit-learn": "1.4",
         "matplotlib": "3.8", "safetensors": "0.4", "pooch": "1.8", "requests": "2.31", "tqdm": "4.66",
     },
     "retrieval": {"annoy": "1.17.3", "faiss-cpu": "1.8", "pymilvus": "2.4", "milvus-lite": "2.4"},
@@ -35,24 +34,11 @@ ALIASES = {"annoy": "annoy-mm"}  # the same library as prebuilt wheels
 COMPILERS = ("c++", "g++", "clang++", "cl")
 FREE_GB = 2
 
-REBUILD_ANNOY = (
-    "ANNOY_COMPILER_ARGS=-O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUILD "
-    "pip install --force-reinstall --no-cache-dir --no-deps annoy==1.17.3"
-)
 # In a process of its own, because a bad build of annoy may crash instead of answering wrongly.
 ANNOY_SCRIPT = """
 import numpy as np
-from annoy import AnnoyIndex
-vectors = np.random.default_rng(0).normal(size=(500, 16)).astype("float32")
-vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-index = AnnoyIndex(16, "angular")
-index.set_seed(0)
-for row, vector in enumerate(vectors):
-    index.add_item(row, vector)
-index.build(10)
-exact = np.argsort(-vectors[:50] @ vectors.T, axis=1)[:, :10]
-found = [index.get_nns_by_vector(v, 10, search_k=10_000) for v in vectors[:50]]
-print(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact.tolist(), found)]))
+from dssm_helpers.retrieval import build_index
+build_index(np.random.default_rng(0).normal(size=(500, 16)), backend="annoy", n_trees=10)  # refuses wrong neighbours
 """
 
 
@@ -69,10 +55,24 @@ class EnvironmentIncomplete(RuntimeError):
     """Something is missing and ``DSSM_STRICT=1`` says that this is a failure."""
 
 
-def check_environment(packages: Mapping[str, Mapping[str, str]] = PACKAGES) -> pd.DataFrame:
-    """Look at everything the course uses: a table with ``found`` and ``verdict``, one row per part (notebook 00).
+class Report(list[Row]):
+    """All rows; the last value of a notebook's cell shows itself as a table."""
 
-    Takes a second or two. Nothing is installed or changed.
+    def __str__(self) -> str:
+        width = max(len(row.part) for row in self)
+        return "\n".join(f"{row.part:<{width}}  {row.fix or 'ok':<40}  {row.found}" for row in self)
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        rows = [f"| {row.part} | {row.found} | {f'`{row.fix}`' if row.fix else 'ok'} |" for row in self]
+        return "\n".join(["| part | found | verdict |", "|---|---|---|", *rows])
+
+
+def check_environment(packages: Mapping[str, Mapping[str, str]] = PACKAGES) -> Report:
+    """Look at everything the course uses, one row per part (notebook 00).
+
+    Takes a second or two. Nothing is installed or changed, and nothing but the standard library is needed to look.
 
     Raises:
         EnvironmentIncomplete: with ``DSSM_STRICT=1``, if any row is not ok; the message repeats the fixes.
@@ -82,10 +82,7 @@ def check_environment(packages: Mapping[str, Mapping[str, str]] = PACKAGES) -> p
     missing = [row for row in rows if row.fix]
     if missing and strict():
         raise EnvironmentIncomplete("\n".join(f"{row.part}: {row.found}. Fix: {row.fix}" for row in missing))
-    return pd.DataFrame(
-        {"found": [row.found for row in rows], "verdict": [row.fix or "ok" for row in rows]},
-        index=pd.Index([row.part for row in rows], name="part"),
-    )
+    return Report(rows)
 
 
 def by_system(linux: str, macos: str, windows: str) -> str:
@@ -138,16 +135,17 @@ def check_compiler() -> Row:
 
 
 def check_annoy(script: str = ANNOY_SCRIPT) -> Row:
-    """Annoy's neighbours on a small index, searched exhaustively, against exact search: they must be the same."""
+    """Annoy's neighbours on a small index against exact search."""
     part = "annoy against exact search"
     if not installed("annoy"):
         return Row(part, "annoy is missing", f"pip install annoy=={PACKAGES['retrieval']['annoy']}")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"crashed with code {done.returncode}"])[-1]
-        return Row(part, reason, REBUILD_ANNOY)
-    agreement = float(done.stdout)
-    return Row(part, f"{agreement:.0%} of neighbours agree", "" if agreement > 0.99 else REBUILD_ANNOY)
+    if done.returncode == 0:
+        return Row(part, "they agree")
+    from ..retrieval import ANNOY_CURE
+
+    reason = (done.stderr.strip().splitlines() or [f"crashed with code {done.returncode}"])[-1]
+    return Row(part, reason.replace(ANNOY_CURE, "").strip(), ANNOY_CURE)
 
 
 def check_graphviz() -> Row:
@@ -160,16 +158,17 @@ def check_graphviz() -> Row:
 
 def check_threads() -> Row:
     """Idle OpenMP threads should sleep, not spin; spinning makes a busy machine many times slower."""
-    import torch
-
     policy = os.environ.get("OMP_WAIT_POLICY", "not set")
-    found = f"{torch.get_num_threads()} of {os.cpu_count()} cores, OMP_WAIT_POLICY {policy}"
-    return Row("torch threads", found, "" if policy.upper() == "PASSIVE" else "export OMP_WAIT_POLICY=PASSIVE")
+    fix = "" if policy.upper() == "PASSIVE" else "export OMP_WAIT_POLICY=PASSIVE"
+    return Row("torch threads", f"{os.cpu_count()} cores, OMP_WAIT_POLICY {policy}", fix)
 
 
 def check_disk(needed_gb: float = FREE_GB) -> Row:
-    """Room for data and artefacts."""
-    free = shutil.disk_usage(project_root()).free / 1e9
+    """Room where data and artefacts will be written."""
+    free = math.inf
+    for folder in (data_dir(), artifacts_dir(dataset_name())):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = min(free, shutil.disk_usage(existing).free / 1e9)
     found = f"{free:.1f} GB" if free < 10 else "more than 10 GB"
     fix = "export DSSM_DATA_DIR=/larger/disk/data DSSM_ARTIFACTS_DIR=/larger/disk/artifacts"
     return Row("free disk", found, "" if free >= needed_gb else fix)

@@ -19,23 +19,13 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from PIL import Image
 
-from .data import DATASETS, project_root
-from .files import write_atomically
-from .workspace import artifacts_dir
+from ..files import write_atomically
+from ..settings import DATASETS, artifacts_dir, data_dir, project_root
+from .scoreboard import draw_scoreboard, plain_scoreboard, scoreboard_markdown
 
 ROOT = project_root()
 NOTEBOOKS = ROOT / "notebooks"
 PUBLISHED = NOTEBOOKS / "results-ml-100k.json"  # the figures of the committed notebooks and of the README
-KEPT_COLUMNS = {"hit@10": "Hit@10", "hit@100": "Hit@100", "ndcg@10": "NDCG@10", "mrr": "MRR"}
-NAMES = {
-    "dssm": "**two-tower of this course** (`dssm`)",
-    "dssm_mean": "textbook two-tower, mean pooling (`dssm_mean`)",
-    "item_knn": "item-kNN on the last 3 movies",
-    "ease": "EASE",
-    "ials": "iALS (`implicit`)",
-    "popularity": "popularity",
-    "chance": "chance",
-}
 
 
 def notebook_paths() -> list[Path]:
@@ -119,6 +109,8 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
         raise ValueError(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(numbers)}")
     paths = [p for p in paths if not only or p.stem[:2] in only]
     if in_place and not only and folder.exists():  # committed outputs and times are those of a fresh clone
+        if data_dir().resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"the data folder {data_dir()} lies in {folder}, which is to be emptied; move it")
         shutil.rmtree(folder)
     target.mkdir(parents=True, exist_ok=True)
     print(f"Running {len(paths)} notebooks on {dataset}", flush=True)
@@ -134,8 +126,8 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
             failed.append(path.stem)
             print(re.sub(r"\x1b\[[0-9;]*m", "", error), file=sys.stderr)
     results_path = folder / "results.json"
-    if results_path.exists():
-        results = json.loads(results_path.read_text(encoding="utf-8"))
+    results = _read_results(results_path)
+    if results:
         results["notebook_seconds"] = {**results.get("notebook_seconds", {}), **seconds}
         with write_atomically(results_path) as temporary:
             temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -147,32 +139,15 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
     return 0
 
 
-def ranked_models(results: dict) -> list[tuple[str, dict]]:
-    """Models of a results file, best NDCG@10 first."""
-    return sorted(results.get("models", {}).items(), key=lambda item: -item[1]["ndcg@10"])
-
-
-def plain_scoreboard(results: dict) -> str:
-    """The scoreboard as text for a terminal."""
-    lines = [f"Scoreboard, {results['dataset']} (test, mean of {results['seeds']} seeds for trained models)"]
-    lines.append(f"{'model':<14}" + "".join(f"{title:>10}" for title in KEPT_COLUMNS.values()) + f"{'train':>9}")
-    for name, row in ranked_models(results):
-        figures = "".join(f"{row[column]:>10.3f}" for column in KEPT_COLUMNS)
-        lines.append(f"{name:<14}{figures}{row['train_seconds']:>7.1f} s")
-    return "\n".join(lines)
-
-
-def scoreboard_markdown(results: dict) -> str:
-    """The scoreboard as a Markdown table for the README."""
-    lines = [
-        "| model | " + " | ".join(KEPT_COLUMNS.values()) + " | training |",
-        "|---|" + "---:|" * (len(KEPT_COLUMNS) + 1),
-    ]
-    for name, row in ranked_models(results):
-        figures = " | ".join(f"{row[column]:.3f}" for column in KEPT_COLUMNS)
-        seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0.5 else "–"
-        lines.append(f"| {NAMES.get(name, name)} | {figures} | {seconds} |")
-    return "\n".join(lines)
+def _read_results(path: Path) -> dict:
+    """What the notebooks have measured; empty, with a word, where there is nothing to read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        print(f"{path} is damaged ({error}): no scoreboard; run notebook 05 again", file=sys.stderr)
+        return {}
 
 
 def map_markdown(results: dict) -> str:
@@ -233,8 +208,6 @@ def render_readme(text: str, results: dict) -> str:
 
 def publish() -> None:
     """Copy the fresh figures beside the notebooks, redraw the README's picture and refill its tables."""
-    from .visualization import draw_scoreboard
-
     shutil.copyfile(artifacts_dir("ml-100k") / "results.json", PUBLISHED)
     results = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     draw_scoreboard(results, NOTEBOOKS / "images" / "scoreboard.png")
@@ -257,7 +230,7 @@ def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def student() -> int:
-    """Write the student copies, with what they import beside them."""
+    """Write the student copies; they find the package by walking up to the clone."""
     target = ROOT / "artifacts" / "student"
     target.mkdir(parents=True, exist_ok=True)
     for path in notebook_paths():
@@ -292,7 +265,3 @@ def main(arguments: list[str] | None = None) -> int:
     if status == 0 and not getattr(options, "only", None):  # a part of the notebooks measures a part of the figures
         publish()
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())
