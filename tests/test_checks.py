@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from dssm_helpers.checks import Hint, close, exercise
 
 

@@ -37,7 +37,7 @@ tables = synthetic(n_ratings=1_500, n_users=60, n_movies=120, seed=1)
 data = encode(tables.ratings, tables.users, tables.movies, SCHEMA)
 train, batches = split_by_time(data).train, BatchBuilder(data)
 log_q = log_shares(data.item_counts(train))
-module = JointBatchLoss(build_model(data, Recipe(dropout=0.0), 0), TrainingConfig(), log_q)
+module = JointBatchLoss(build_model(data, Recipe(dropout=0.0), 0), TrainingConfig(id_dropout=0.0), log_q)
 if world > 1:
     module = DistributedDataParallel(module)
 positions = torch.as_tensor(train[:64])

@@ -182,7 +182,7 @@ def test_metrics_refuse_nonsense(ranks, ks, message):
 
 def test_scoreboard_averages_over_seeds_and_shows_their_spread():
     board = ev.scoreboard({"two seeds": np.array([[1.0, 50.0], [1.0, 2.0]]), "one": np.array([3.0, 3.0])})
-    assert board.loc["two seeds", ["hit@10", "±", "seeds"]].tolist() == [0.75, 0.25, 2]
+    assert board.loc["two seeds", ["hit@10", "±", "seeds"]].tolist() == [0.75, pytest.approx(0.125**0.5), 2]
     assert board.loc["one", ["hit@10", "±", "seeds"]].tolist() == [1.0, 0.0, 1]
 
 

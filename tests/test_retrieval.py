@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from conftest import ROOT, notebook_definitions
+from conftest import notebook_definitions
 
 from dssm_helpers import retrieval
 from dssm_helpers.course import checks
@@ -36,6 +35,11 @@ HASTY = {  # settings that look at far too little
     "annoy": {"backend": "annoy", "n_trees": 1, "search_k": 1},
     "ivf": {"backend": "faiss", "kind": "ivf", "nlist": 60, "nprobe": 1},
     "hnsw": {"backend": "faiss", "kind": "hnsw", "M": 2, "efConstruction": 2, "efSearch": 1},
+}
+DIALS = {  # from hasty to careful
+    "annoy": ({"backend": "annoy", "n_trees": 5}, "search_k", (10, 300, 10_000)),
+    "ivf": ({"backend": "faiss", "kind": "ivf", "nlist": 50}, "nprobe", (1, 8, 50)),
+    "hnsw": ({"backend": "faiss", "kind": "hnsw", "M": 4}, "efSearch", (10, 50, 1000)),
 }
 
 
@@ -86,60 +90,46 @@ def test_equals_search_by_hand(built, options):
 
 
 def test_neither_layout_nor_precision_matters_and_equals_keep_their_order(built):
-    plain = built(VECTORS, IDS).search(QUERIES, 10)[0]
     strange = np.asfortranarray(np.repeat(VECTORS, 2, axis=1).astype(np.float64) * 30)[:, ::2]
     assert not strange.flags.c_contiguous
-    assert (built(strange, IDS.astype(np.int32)).search(np.asfortranarray(QUERIES), 10)[0] == plain).all()
-    twins = built(np.repeat(np.eye(4), 5, axis=0), np.arange(20)[::-1])
-    assert twins.search(np.eye(4)[0], 5)[0].tolist() == [[19, 18, 17, 16, 15]]
+    index = built(strange, IDS.astype(np.int32))
+    assert (index.search(np.asfortranarray(QUERIES), 10)[0] == by_hand()[0][:, :10]).all()
+    twins = np.repeat(np.eye(4), 5, axis=0)
+    assert built(twins, np.arange(20)[::-1]).search(twins[0], 5)[0].tolist() == [[19, 18, 17, 16, 15]]
+    assert built(twins, backend="annoy").search(twins[0], 5)[1].min() == pytest.approx(1.0)  # no false alarm
 
 
 @cases(LOSSY)
 def test_compressed_indexes_find_most(built, rng, options):
     vectors = enlarge(by_unit(rng.normal(size=(40, DIM))), 600)
     index, exact = built(vectors, **options), built(vectors)
-    found, expected = index.search(vectors[:50], 10)[0], exact.search(vectors[:50], 10)[0]
-    assert recall(found, expected) > 0.7
+    assert recall(index.search(vectors[:50], 10)[0], exact.search(vectors[:50], 10)[0]) > 0.7
     assert index.nbytes < exact.nbytes
 
 
-def by_unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-@pytest.mark.parametrize(
-    ("options", "dials"),
-    [
-        ({"backend": "annoy", "n_trees": 5}, [{"search_k": k} for k in (10, 300, 10_000)]),
-        ({"backend": "faiss", "kind": "ivf", "nlist": 50}, [{"nprobe": p} for p in (1, 8, 50)]),
-        ({"backend": "faiss", "kind": "hnsw", "M": 4}, [{"efSearch": e} for e in (10, 50, 1000)]),
-    ],
-    ids=["annoy", "ivf", "hnsw"],
-)
-def test_more_effort_finds_more(built, rng, options, dials):
+@pytest.mark.parametrize(("options", "dial", "positions"), DIALS.values(), ids=DIALS.keys())
+def test_more_effort_finds_more(built, rng, options, dial, positions):
     vectors, queries = rng.normal(size=(2000, DIM)), rng.normal(size=(50, DIM))
     expected, _ = built(vectors).search(queries, 10)
     index = built(vectors, **options)
-    recalls = [recall(index.tune(**dial).search(queries, 10)[0], expected) for dial in dials]
+    recalls = [recall(index.tune(**{dial: at}).search(queries, 10)[0], expected) for at in positions]
     assert recalls[0] < recalls[1] < recalls[2]
     assert recalls[2] > 0.99
 
 
 def test_without_normalising_the_inner_product_prefers_long_vectors(built):
-    vectors = np.array([[1.0, 0.0], [5.0, 5.0]])  # the first points at the query, the second is long
-    query = np.array([1.0, 0.1])
+    vectors, query = np.array([[1.0, 0.0], [5.0, 5.0]]), np.array([1.0, 0.1])  # the first has the better direction
     assert built(vectors).search(query, 1)[0].item() == 0
     for options in ({"backend": "exact"}, {"backend": "faiss", "kind": "flat"}, {"backend": "milvus"}):
         found, scores = built(vectors, **options, normalize=False).search(query, 1)
-        assert found.item() == 1
-        assert scores.item() == pytest.approx(5.5)
+        assert (found.item(), scores.item()) == (1, pytest.approx(5.5))
 
 
 @every_backend
 def test_exclude_never_loses_results(built, options):
     index = built(VECTORS, IDS, **options)
     order, _ = by_hand()
-    # the best ones, none, all but five, the worst ones, IDS that are not there
+    # the best ones, none, all but five, the worst ones, ids that are not there
     seen = [order[0, :20], None, set(order[2, 5:].tolist()), order[3, 100:].tolist(), [3, 10**9]]
     found, scores = index.search(QUERIES[:5], 5, exclude=seen)
     for row, excluded in enumerate(seen):
@@ -153,43 +143,31 @@ def test_exclude_never_loses_results(built, options):
 def test_a_hasty_index_still_returns_k_unseen(built, options):
     index = built(VECTORS, IDS, **options)
     order, _ = by_hand()
-    seen = [row[:250] for row in order]
-    found, scores = index.search(QUERIES, 50, exclude=seen)
+    found, scores = index.search(QUERIES, 50, exclude=[row[:250] for row in order])
     assert np.isfinite(scores).all()
-    for row in range(len(QUERIES)):
-        assert set(found[row]) == set(order[row, 250:])
+    assert (np.sort(found, axis=1) == np.sort(order[:, 250:], axis=1)).all()
 
 
-def test_a_single_query_takes_its_ids_directly_of_any_size(built):
+def test_a_single_query_takes_its_ids_directly_and_of_any_size(built):
     index = built(VECTORS, IDS)
-    best = index.search(QUERIES[0], 6)[0][0]
-    for seen in (
-        best[:3],
-        best[:3].tolist(),
-        set(best[:3].tolist()),
-        [best[:3]],
-        [*best[:3], 2**63, 10**30, -(10**30)],
-    ):
+    best = by_hand()[0][0, :6]
+    for seen in (best[:3], best[:3].tolist(), set(best[:3]), [best[:3]], [*best[:3], 2**63, 10**30, -(10**30)]):
         assert (index.search(QUERIES[0], 3, exclude=seen)[0][0] == best[3:]).all()
 
 
 def test_another_search_at_any_moment_of_a_search(built):
-    """Whatever a search stores on the index, a reader right behind each store must get its answer."""
+    """A reader right behind each store that a search makes on its index must get the right answer."""
+    request = {"queries": QUERIES, "k": 5, "exclude": [[item] for item in IDS[: len(QUERIES)]]}
+    expected, _ = built(VECTORS, IDS).search(**request)
 
     class Crowded(ExactIndex):
-        crowded = False
-
         def __setattr__(self, name, value):
             super().__setattr__(name, value)
-            if self.crowded:
-                assert (self.search(QUERIES, 5, exclude=seen)[0] == expected).all()
+            assert (self.search(**request)[0] == expected).all()
 
-    seen = [[i] for i in IDS[: len(QUERIES)]]
-    expected = built(VECTORS, IDS).search(QUERIES, 5, exclude=seen)[0]
     index = built(VECTORS, IDS)
     index.__class__ = Crowded
-    Crowded.crowded = True
-    assert (index.search(QUERIES, 5, exclude=seen)[0] == expected).all()
+    assert (index.search(**request)[0] == expected).all()
 
 
 @every_backend
@@ -197,14 +175,13 @@ def test_too_few_left_is_an_error_or_padding(built, options):
     index = built(VECTORS[:6], IDS[:6], **options)
     with pytest.raises(ValueError, match=r"k=7, but only 6 of 6 items are left"):
         index.search(QUERIES, 7)
-    with pytest.raises(ValueError, match=r"only 0 of 6 items are left for query 1"):
+    with pytest.raises(ValueError, match=r"only 0 of 6 items are left for query 1 after excluding 6"):
         index.search(QUERIES[:2], 1, exclude=[[], IDS[:6]])
     found, scores = index.search(QUERIES[:2], 8, exclude=[IDS[:4], IDS[:6]], allow_fewer=True)
     assert set(found[0, :2]) == set(IDS[4:6])
-    assert np.isfinite(scores[0, :2]).all()
     assert (found[0, 2:] == NOTHING).all()
     assert (found[1] == NOTHING).all()
-    assert (scores[1] == -np.inf).all()
+    assert (np.isfinite(scores) == (found != NOTHING)).all()
 
 
 @pytest.mark.parametrize(
@@ -215,9 +192,9 @@ def test_too_few_left_is_an_error_or_padding(built, options):
         (lambda v, i: (v * (np.arange(N) != 4)[:, None], i), "row 4 has length zero"),
         (lambda v, i: (v[0], i), r"array \[n, D\], got shape \(16,\)"),
         (lambda v, i: (v[:0], []), "nothing to index"),
-        (lambda v, i: (v, i[:-1]), r"300 VECTORS need 300 whole numbers as IDS, got shape \(299,\)"),
+        (lambda v, i: (v, i[:-1]), r"300 vectors need 300 whole numbers as ids, got shape \(299,\)"),
         (lambda v, i: (v, np.where(i == i[0], i[1], i)), "unique and not negative; 1 repeat"),
-        (lambda v, i: (v, i.astype(float)), "whole numbers as IDS, got shape .* of float64"),
+        (lambda v, i: (v, i.astype(float)), "whole numbers as ids, got shape .* of float64"),
         (lambda v, i: (v, i - 1000), "not negative; 0 repeat, the least is -950"),
     ],
 )
@@ -226,17 +203,24 @@ def test_bad_vectors_and_ids_are_named(change, message):
         build_index(*change(VECTORS, IDS))
 
 
-def test_bad_queries_are_named(built):
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda index: index.search(QUERIES[:, :15], 3), "queries have 15 dimensions, the index has 16"),
+        (lambda index: index.search(np.full(DIM, np.nan), 3), "queries hold NaN or infinity in 1 rows, first row 0"),
+        (lambda index: index.search(QUERIES, 0), "k must be at least 1"),
+        (lambda index: index.search(QUERIES, 3, exclude=[[1], [2]]), "exclude has 2 entries for 9 queries"),
+        (lambda index: index.add(np.ones((1, DIM + 1)), [1]), "vectors have 17 dimensions, the index has 16"),
+        (lambda index: index.add(np.zeros((1, DIM)), [1]), "row 0 has length zero"),
+        (lambda index: index.add(VECTORS[:2], [1, 1]), "unique"),
+        (lambda index: index.tune(nprobe=3), "cannot change after building"),
+    ],
+)
+def test_a_refused_call_says_why_and_changes_nothing(built, call, message):
     index = built(VECTORS, IDS)
-    with pytest.raises(ValueError, match="queries have 15 dimensions, the index has 16"):
-        index.search(QUERIES[:, :15], 3)
-    with pytest.raises(ValueError, match="queries hold NaN or infinity in 1 rows, first row 2"):
-        index.search(np.where(QUERIES == QUERIES[2, 2], np.nan, QUERIES), 3)
-    for k in (0, -1):
-        with pytest.raises(ValueError, match="k must be at least 1"):
-            index.search(QUERIES, k)
-    with pytest.raises(ValueError, match="exclude has 2 entries for 9 QUERIES"):
-        index.search(QUERIES, 3, exclude=[[1], [2]])
+    with pytest.raises(ValueError, match=message):
+        call(index)
+    assert (index.search(QUERIES, 10)[0] == by_hand()[0][:, :10]).all()
     assert index.search(np.empty((0, DIM)), 3)[0].shape == (0, 3)
 
 
@@ -246,7 +230,7 @@ def test_bad_queries_are_named(built):
         ({"backend": "scann"}, "unknown backend 'scann'; choose one of exact, annoy, faiss, milvus"),
         ({"backend": "annoy", "trees": 3}, r"annoy has no option \['trees'\]; it knows .*n_trees"),
         ({"backend": "faiss", "kind": "lsh"}, "choose one of flat, ivf, hnsw, ivfpq, sq8"),
-        ({"backend": "faiss", "kind": "ivfpq", "m": 5}, "300 VECTORS of 16, .*multiple of the number of subquantizers"),
+        ({"backend": "faiss", "kind": "ivfpq", "m": 5}, "300 vectors of 16, .*multiple of the number of subquantizers"),
         ({"backend": "faiss", "kind": "ivfpq", "nbits": 9}, r"points \(300\) should be .* clusters \(512\)"),
         ({"backend": "faiss", "kind": "ivf", "nlist": 301}, r"points \(300\) should be .* clusters \(301\)"),
     ],
@@ -254,81 +238,44 @@ def test_bad_queries_are_named(built):
 def test_options_that_cannot_work(options, message):
     with pytest.raises(ValueError, match=message):
         build_index(VECTORS, **options)
-    with pytest.raises(ValueError, match="cannot change after building"):
-        build_index(VECTORS).tune(nprobe=3)
 
 
 @pytest.mark.parametrize(
-    ("backend", "module", "missing", "command"),
+    ("backend", "missing", "command"),
     [
-        ("annoy", "annoy", "annoy", "annoy"),
-        ("faiss", "faiss", "faiss", "faiss-cpu"),
-        ("milvus", "pymilvus", "pymilvus", "pymilvus milvus-lite"),
-        ("milvus", "milvus_lite", "milvus_lite", "pymilvus milvus-lite"),
-        ("milvus", "milvus_lite", "pyarrow", "pyarrow"),  # what milvus_lite imports in its turn
+        ("annoy", "annoy", "annoy"),
+        ("faiss", "faiss", "faiss-cpu"),
+        ("milvus", "pymilvus", "pymilvus milvus-lite"),
+        ("milvus", "milvus_lite", "pymilvus milvus-lite"),
+        ("milvus", "pyarrow", "pyarrow"),  # which milvus_lite imports in its turn
     ],
 )
-def test_a_missing_library_names_the_command(monkeypatch, backend, module, missing, command):
-    real = retrieval.importlib.import_module
-
-    def absent(name: str):
-        if name == module:
-            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
-        return real(name)
-
-    monkeypatch.setattr(retrieval.importlib, "import_module", absent)
+def test_a_missing_library_names_the_command(monkeypatch, backend, missing, command):
+    for name in [name for name in sys.modules if name.startswith("milvus_lite")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=rf"needs {missing}: pip install {command} \("):
         build_index(VECTORS, backend=backend)
 
 
-def test_needs_numpy_alone():
-    script = (
-        "import sys, numpy as np\n"
-        "from dssm_helpers.retrieval import build_index\n"
-        "build_index(np.eye(4)).search(np.eye(4), 2)\n"
-        "heavy = {'torch', 'pandas', 'annoy', 'faiss', 'pymilvus', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
-
-
-UPDATABLE = {name: o for name, o in EXHAUSTIVE.items() if name not in ("annoy", "hnsw")}
-
-
-@cases(UPDATABLE)
+@cases({name: options for name, options in EXHAUSTIVE.items() if name not in ("annoy", "hnsw")})
 def test_upsert_replaces_and_appends(built, options):
     index = built(VECTORS, IDS, **options)
-    new_ids = np.array([IDS[5], 9999, IDS[9]])
     for _ in range(2):  # twice the same is the same as once
-        index.add(np.stack([-VECTORS[5], VECTORS[:5].sum(0), VECTORS[9]]), new_ids)
-    assert len(index) == N + 1
-    changed = VECTORS.copy()
-    changed[5] = -VECTORS[5]
-    changed, all_ids = np.vstack([changed, VECTORS[:5].sum(0)]), np.append(IDS, 9999)
+        index.add(np.stack([-VECTORS[5], VECTORS[:5].sum(0), VECTORS[9]]), [IDS[5], 9999, IDS[9]])
+    changed, all_ids = np.vstack([VECTORS, VECTORS[:5].sum(0)]), np.append(IDS, 9999)
+    changed[5] *= -1
     assert sorted(index.ids) == sorted(all_ids)
-    expected, _ = by_hand(changed, all_ids)
-    assert (index.search(QUERIES, 10)[0] == expected[:, :10]).all()
+    assert (index.search(QUERIES, 10)[0] == by_hand(changed, all_ids)[0][:, :10]).all()
     assert index.search(-VECTORS[5], 1)[0].item() == IDS[5]
-
-
-def test_a_refused_upsert_changes_nothing(built):
-    index = built(VECTORS, IDS)
-    before = index.search(QUERIES, 10)[0]
-    for bad, its_ids, message in (
-        (np.full((1, DIM), np.nan), [1], "NaN"), (np.ones((1, DIM + 1)), [1], "17 dimensions"),
-        (np.zeros((1, DIM)), [1], "length zero"), (VECTORS[:2], [1, 1], "unique"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            index.add(bad, its_ids)
-    assert (index.search(QUERIES, 10)[0] == before).all()
 
 
 def test_what_cannot_be_updated_says_so(built):
     with pytest.raises(ValueError, match="read-only once built; call build_index again"):
         built(VECTORS, IDS, backend="annoy").add(VECTORS[:1], [1])
     graph = built(VECTORS, IDS, backend="faiss", kind="hnsw")
-    with pytest.raises(ValueError, match=rf"cannot replace a vector \(1 IDS exist already, first {IDS[0]}\)"):
-        graph.add(VECTORS[:1], [IDS[0]])
+    with pytest.raises(ValueError, match=rf"cannot replace a vector \(1 ids exist already, first {IDS[0]}\)"):
+        graph.add(VECTORS[:1], IDS[:1])
     graph.add(-VECTORS[:1], [1])  # a new one is fine
     assert graph.search(-VECTORS[0], 1)[0].item() == 1
 
@@ -346,8 +293,7 @@ def test_a_saved_index_is_loaded_from_what_was_verified(built, options, tmp_path
     for source in (manifest.inside("index", "index"), tmp_path / "index"):
         loaded = load_index(source)
         loaded.save(tmp_path / "index")  # onto itself
-        for one, other in zip(expected, loaded.search(QUERIES, 10), strict=True):
-            assert (one == other).all()
+        assert all((one == other).all() for one, other in zip(expected, loaded.search(QUERIES, 10), strict=True))
         assert sorted(loaded.ids) == sorted(IDS)
         assert loaded.options == index.options
         loaded.close()
@@ -369,21 +315,6 @@ def test_altered_and_missing_files_are_named(built, options, tmp_path):
         with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
             load_index(tmp_path / "index")
         file.write_bytes(content)
-    load_index(tmp_path / "index").close()
-
-
-def test_what_is_no_index_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no index at"):
-        load_index(tmp_path / "nowhere")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileNotFoundError, match=r"manifest\.json is missing"):
-        load_index(tmp_path / "mine")
-    with pytest.raises(FileExistsError, match="holds other files"):
-        build_index(VECTORS).save(tmp_path / "mine")
-    build_index(VECTORS).save(tmp_path / "index")
-    with pytest.raises(ValueError, match=r"exact has no option \['uri'\]"):
-        load_index(tmp_path / "index", uri="http://localhost:19530")
 
 
 @pytest.mark.parametrize(
@@ -399,10 +330,10 @@ def test_what_is_no_index_is_refused(tmp_path):
 def test_a_crafted_manifest_chooses_nothing(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fields = {"backend": "milvus", "dim": DIM, "options": {}, "elsewhere": False}
-    with write_folder(tmp_path / "index", "index", fields | change):
+    with write_folder("index", "index", fields | change):
         pass
     with pytest.raises(ValueError, match=message):
-        load_index(tmp_path / "index")
+        load_index("index")
     assert [p.name for p in tmp_path.iterdir()] == ["index"]  # nothing was created elsewhere
 
 
@@ -419,11 +350,11 @@ def test_a_failed_save_keeps_the_good_index(built, options, tmp_path, monkeypatc
     with pytest.raises(OSError, match="free some space"):
         other.save(tmp_path / "index")
     monkeypatch.undo()
-    again = load_index(tmp_path / "index")
-    assert (again.search(QUERIES, 5)[0] == index.search(QUERIES, 5)[0]).all()
-    again.close()
     assert [p.name for p in tmp_path.iterdir()] == ["index"]
-    assert (other.search(-QUERIES, 5)[0] == index.search(QUERIES, 5)[0]).all()  # the one not saved still answers
+    again = load_index(tmp_path / "index")
+    for left, queries in ((again, QUERIES), (other, -QUERIES)):  # the one that was not saved still answers
+        assert (left.search(queries, 5)[0] == by_hand()[0][:, :5]).all()
+    again.close()
 
 
 @pytest.mark.parametrize("fault", ["wrong neighbours", "wrong distances", "nothing"])
@@ -435,9 +366,7 @@ def test_a_broken_annoy_is_refused_with_the_cure(monkeypatch, fault):
             rows, distances = super().get_nns_by_vector(vector, N, search_k, True)
             if fault == "wrong neighbours":
                 return rows[-n:], distances[-n:]
-            if fault == "wrong distances":
-                return rows[:n], [d / 2 + 0.3 for d in distances[:n]]
-            return [], []
+            return (rows[:n], [d / 2 + 0.3 for d in distances[:n]]) if fault == "wrong distances" else ([], [])
 
     monkeypatch.setattr(annoy, "AnnoyIndex", Broken)
     with pytest.raises(ValueError, match=r"wrong neighbours.*ANNOY_COMPILER_ARGS=.*annoy-mm"):
@@ -445,33 +374,23 @@ def test_a_broken_annoy_is_refused_with_the_cure(monkeypatch, fault):
     assert "ffast-math" not in retrieval.ANNOY_CURE.split("ANNOY_COMPILER_ARGS=")[1].split()[0]
 
 
-def test_a_good_annoy_passes_with_many_equal_vectors(built):
-    same = np.tile(np.eye(4), (50, 1))
-    assert built(same, backend="annoy").search(np.eye(4)[0], 3)[1].min() == pytest.approx(1.0)
-
-
 def test_milvus_elsewhere(built, tmp_path):
     uri = str(tmp_path / "movies.db")
     index = built(VECTORS, IDS, backend="milvus", uri=uri, token="secret", ef=N)
-    expected = index.search(QUERIES, 5)[0]
     index.save(tmp_path / "index")
     index.close()
     assert [p.name for p in (tmp_path / "index").iterdir()] == ["manifest.json"]
-    note = (tmp_path / "index" / "manifest.json").read_text()
-    assert "secret" not in note
-    assert "movies.db" not in note
+    assert not re.search(r"secret|movies\.db", (tmp_path / "index" / "manifest.json").read_text())
     with pytest.raises(ValueError, match="live elsewhere, in a Milvus; say where by uri="):
         load_index(tmp_path / "index")
     with pytest.raises(ValueError, match="no collection 'items' at"):
         load_index(tmp_path / "index", uri=str(tmp_path / "empty.db"))
     reopened = load_index(tmp_path / "index", uri=uri)
-    assert (reopened.search(QUERIES, 5)[0] == expected).all()
-    reopened.add(-VECTORS[:1], [IDS[0]])
+    assert (reopened.search(QUERIES, 5)[0] == by_hand()[0][:, :5]).all()
     reopened.close()
-    again = load_index(tmp_path / "index", uri=uri)  # the upsert is in the database, not only in that object
-    assert len(again) == N
-    assert again.search(-VECTORS[0], 1)[0].item() == IDS[0]
-    again.close()
+    build_index(VECTORS).save(tmp_path / "index")
+    with pytest.raises(ValueError, match=r"exact has no option \['uri'\]"):
+        load_index(tmp_path / "index", uri=uri)
 
 
 def test_building_into_a_milvus_collection_removes_nothing(built, tmp_path):
@@ -481,8 +400,8 @@ def test_building_into_a_milvus_collection_removes_nothing(built, tmp_path):
     first.close()
     second = built(VECTORS[:100], IDS[:100], **options)  # another one starts
     assert sorted(second.ids) == sorted([*IDS, 9999])
-    assert second.search(-VECTORS[0], 1)[0].item() == 9999
-    assert second.search(VECTORS[200], 1)[0].item() == IDS[200]
+    found, _ = second.search(np.stack([-VECTORS[0], VECTORS[200]]), 1)
+    assert found.ravel().tolist() == [9999, IDS[200]]
 
 
 def test_milvus_leaves_other_collections_alone(built, tmp_path):
@@ -496,10 +415,9 @@ def test_milvus_leaves_other_collections_alone(built, tmp_path):
     with pytest.raises(ValueError, match=r"'items' holds .*'vector': 16.* it stays as it is"):
         build_index(VECTORS, IDS, backend="milvus", uri=uri)
     built(VECTORS, IDS, backend="milvus", uri=uri, collection="movies").close()
-    with pytest.raises(ValueError, match=r"'movies' holds .*'item_vector': 16.*, not item VECTORS of 8 "):
+    with pytest.raises(ValueError, match=r"'movies' holds .*'item_vector': 16.*, not item vectors of 8 "):
         build_index(VECTORS[:, :8], IDS, backend="milvus", uri=uri, collection="movies")
     client = MilvusClient(uri)
-    assert sorted(client.list_collections()) == ["items", "movies"]
     client.load_collection("items")
     assert client.get("items", ids=[1])
     client.close()
@@ -511,13 +429,9 @@ def test_milvus_index_types(built, index_type):
     assert (index.search(QUERIES, 5)[0] == by_hand()[0][:, :5]).all()
 
 
-def test_recall_counts_the_exact_ones_found():
-    assert recall(np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 1, 9], [7, 8, 9]])) == pytest.approx(1 / 3)
-
-
 def test_measure_reports_what_it_says(built):
-    index = built(VECTORS)
-    figures = measure(index, QUERIES, index.search(QUERIES, 10)[0])
+    assert recall(np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 1, 9], [7, 8, 9]])) == pytest.approx(1 / 3)
+    figures = measure(built(VECTORS), QUERIES, built(VECTORS).search(QUERIES, 10)[0])
     assert figures["recall@10"] == 1.0
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] < 1000
     assert figures["queries_per_second"] > 0
@@ -527,33 +441,23 @@ def test_measure_reports_what_it_says(built):
 def test_enlarged_vectors_keep_their_neighbourhoods(rng):
     vectors = by_unit(rng.normal(size=(30, 64))).astype(np.float32)
     large = enlarge(vectors, 2000, seed=3)
-    assert large.shape == (2000, 64)
-    np.testing.assert_allclose(np.linalg.norm(large, axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(large, axis=1), np.ones(2000), atol=1e-5)
     assert (large == enlarge(vectors, 2000, seed=3)).all()
     similarity = vectors @ vectors.T - 2 * np.eye(30)
     gap = np.sqrt(2 - 2 * similarity.max(axis=1))
     nearest = (large @ vectors.T).argmax(axis=1)
     moved = np.linalg.norm(large - vectors[nearest], axis=1)
     assert 0.5 < np.median(moved / gap[nearest]) < 1.2
-    noise = by_unit(rng.normal(size=(2000, 64)))
-    assert np.sort(large @ large.T, axis=1)[:, -2].mean() > np.sort(noise @ noise.T, axis=1)[:, -2].mean() + 0.05
 
 
 def test_the_notebook_builds_what_the_helper_ships():
     found = notebook_definitions("06", "exact_search", "recall_at_k")
-    unit, unit_queries = by_unit(VECTORS), by_unit(QUERIES.astype(np.float32))
-    index = build_index(VECTORS, IDS)
-    theirs_ids, theirs_scores = found["exact_search"](unit_queries, unit, IDS, 7)
-    ours_ids, ours_scores = index.search(QUERIES, 7)
-    assert (theirs_ids == ours_ids).all()
-    np.testing.assert_allclose(theirs_scores, ours_scores, atol=1e-6)
-    other = np.roll(ours_ids, 1, axis=0)
-    assert found["recall_at_k"](other, ours_ids) == pytest.approx(recall(other, ours_ids))
-
-
-def cut_first(index, query, seen_ids, k):
-    ids = index.search(query, k)[0][0]
-    return ids[~np.isin(ids, seen_ids)]
+    theirs = found["exact_search"](by_unit(QUERIES.astype(np.float32)), by_unit(VECTORS), IDS, 7)
+    ours = build_index(VECTORS, IDS).search(QUERIES, 7)
+    assert (theirs[0] == ours[0]).all()
+    np.testing.assert_allclose(theirs[1], ours[1], atol=1e-6)
+    other = np.roll(ours[0], 1, axis=0)
+    assert found["recall_at_k"](other, ours[0]) == pytest.approx(recall(other, ours[0]))
 
 
 def unsorted_choices(index, queries, exact_ids, target, choices):
@@ -563,7 +467,11 @@ def unsorted_choices(index, queries, exact_ids, target, choices):
 @pytest.mark.parametrize(
     ("check", "wrong", "hint"),
     [
-        (checks.check_search_unseen, cut_first, r"fetch k \+ len"),
+        (
+            checks.check_search_unseen,
+            lambda i, q, s, k: [n for n in i.search(q, k)[0][0] if n not in s],
+            r"fetch k \+ len",
+        ),
         (checks.check_search_unseen, lambda i, q, s, k: i.search(q, k)[0][0], "seen ids came back"),
         (checks.check_search_unseen, lambda i, q, s, k: i.search(q, k)[0], "one array of ids"),
         (checks.check_cheapest_nprobe, unsorted_choices, "Sort the choices"),
@@ -580,16 +488,4 @@ def test_wrong_answers_get_a_hint(monkeypatch, capsys, check, wrong, hint):
 
 @pytest.mark.parametrize("name", ["search_unseen", "cheapest_nprobe", "index_megabytes"])
 def test_the_notebooks_solutions_pass(name):
-    solution = notebook_definitions("06", name)[name]
-    assert getattr(checks, f"check_{name}")(solution)
-
-
-def test_the_stored_benchmark_is_what_the_notebook_reads():
-    note = json.loads((ROOT / "benchmarks" / "ann.json").read_text())
-    assert note["vectors"] == 1_000_000
-    assert {"date", "machine", "versions"} <= set(note)
-    exact = next(row for row in note["rows"] if row["index"] == "exact")
-    assert exact["recall@10"] == 1.0
-    assert {row["index"] for row in note["rows"]} == {
-        "exact", "Annoy", "Faiss ivf", "Faiss hnsw", "Faiss sq8", "Faiss ivfpq",
-    }  # fmt: skip
+    assert getattr(checks, f"check_{name}")(notebook_definitions("06", name)[name])

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import ROOT
-
 from dssm_helpers.workspace import Workspace
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

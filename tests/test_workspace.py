@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dssm_helpers.workspace import RECIPES, Recipe, Workspace, build_model, dataset_name, seeds, strict
 
 from dssm_helpers import workspace as workspace_module
 from dssm_helpers.files import sha256
 from dssm_helpers.training import Trainer, TrainingConfig
-from dssm_helpers.workspace import RECIPES, Recipe, Workspace, build_model, dataset_name, seeds, strict
 
 
 @pytest.fixture(autouse=True)

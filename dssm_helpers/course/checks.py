@@ -103,8 +103,9 @@ def _array(value: object) -> np.ndarray:
     return np.asarray(value.detach() if isinstance(value, torch.Tensor) else value)
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    return np.round(values, 4) if values.dtype.kind == "f" else values
+def _rounded(values: np.ndarray) -> str:
+    """On one line."""
+    return " ".join(str(np.round(values, 4) if values.dtype.kind == "f" else values).split())
 
 
 def cases(function: Callable, hint: str, *rows: tuple, tolerance: float = 1e-5) -> None:
