@@ -69,14 +69,14 @@ def load_index(source: str | Path | Manifest, *, uri: str | None = None, token: 
         uri, token: of a Milvus elsewhere (:class:`MilvusIndex`).
 
     Raises:
-        FileNotFoundError: there is no index, or a file of it is missing (named).
-        ValueError: not an index, an altered file (named), an unknown option, or vectors elsewhere and no ``uri``.
+        FileNotFoundError, ValueError: of :func:`~dssm_helpers.files.read_manifest`; an option that this backend does
+            not have or no file may set; vectors elsewhere and no ``uri``.
     """
     manifest = source if isinstance(source, Manifest) else read_manifest(source, "index")
     saved, given = manifest.fields["options"], {"uri": uri, "token": token}
     if saved.keys() & given.keys():
         raise ValueError(f"{manifest.path} wants to say where to connect; only load_index(uri=, token=) may")
-    if manifest.fields["elsewhere"] and uri is None:
+    if manifest.fields["elsewhere"] and not uri:
         raise ValueError(f"the vectors of {manifest.path} live elsewhere, in a Milvus; say where by uri=")
     index = _empty(manifest.fields["backend"], saved | {name: value for name, value in given.items() if value})
     index.dim = manifest.fields["dim"]
@@ -98,7 +98,7 @@ class Index:
     """What the backends share: checks, exclusion, saving. Any number of threads may search.
 
     A backend supplies ``_build(vectors)``, ``_write(folder)``, ``_read(files)``, ``_add(vectors, ids, replaced)`` and
-    ``_search(queries, n, exhaustive)``: for each query at most ``n`` ids and scores, best first.
+    ``_search(queries, n, exhaustive)``, which gives each query at most ``n`` ids and scores, best first.
 
     Attributes:
         backend: its name. dim: ``D``. ids: ``[n]`` int64, what is in the index.
@@ -469,11 +469,7 @@ def recall(found: np.ndarray, exact: np.ndarray) -> float:
 
 
 def measure(index: Index, queries: np.ndarray, exact_ids: np.ndarray) -> dict[str, float]:
-    """Recall against exact search, latency of single queries, throughput of one batch, megabytes.
-
-    Args:
-        queries: ``[B, D]``. exact_ids: ``[B, k]``, the answers of exact search; their width is ``k``.
-    """
+    """Recall against exact search (its answers ``[B, k]``), latency of single queries, throughput of a batch, size."""
     k, clock = exact_ids.shape[1], [time.perf_counter()]
     for query in [*queries[:10], *queries]:  # the first calls pay for caches and lazy loading
         index.search(query, k)
@@ -486,12 +482,9 @@ def measure(index: Index, queries: np.ndarray, exact_ids: np.ndarray) -> dict[st
 
 
 def enlarge(vectors: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """``n`` unit vectors clustered like a real catalogue: real ones with noise the size of their nearest-neighbour gap.
+    """``[n, D]`` clustered like a catalogue: unit vectors ``[m, D]`` with noise the size of the gap to the nearest.
 
     Uniform random vectors have no neighbourhoods, and no index would find any: they flatter nobody and teach nothing.
-
-    Args:
-        vectors: ``[m, D]`` trained item vectors of unit length.
     """
     generator = np.random.default_rng(seed)
     similarity = vectors @ vectors.T

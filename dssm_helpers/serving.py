@@ -209,11 +209,16 @@ class Recommender:
         self._ids = [index_id(raw) for raw in raw_ids]
         self._counts = dict(zip(self._ids, counts.tolist(), strict=True))
         inside = manifest.inside("index", "index")
-        if "uri" in connection and not inside.fields["elsewhere"]:
+        index = None
+        if inside.fields["elsewhere"] or "uri" not in connection:
+            try:
+                index = load_index(inside, **connection)
+            except ValueError:  # the bytes are as exported, so it is the server that has no such collection yet
+                if "uri" not in connection:
+                    raise
+        if index is None:
             name = _collection(hashlib.sha256(files["item_vectors.npy"]).hexdigest())
             index = build_index(self._vectors, self._ids, backend="milvus", collection=name, **connection)
-        else:
-            index = load_index(inside, **connection)
         popular = np.argsort(-counts, kind="stable").tolist()
         self.catalogue = Catalogue(index, {raw_ids[i]: titles[i] for i in popular}, {})
         self._lock = threading.Lock()
@@ -273,7 +278,8 @@ class Recommender:
         if unknown := [_quoted.repr(name) for name in given if name not in columns]:
             raise ValueError(f"the {side} has no field {', '.join(unknown)}; the fields are {', '.join(columns)}")
         for name, value in given.items():
-            if value is None or (isinstance(value, (str, float)) and (value == "" or value != value)):
+            nothing = value is None or (isinstance(value, float) and value != value)
+            if nothing or (isinstance(value, (str, list, tuple)) and not value):
                 continue
             column, vocabulary = columns[name], self.vocabularies[name]
             several = column.kind == "list" and isinstance(value, (str, list, tuple, np.ndarray))
