@@ -224,8 +224,8 @@ def parse(name: str, path: Path) -> MovieLens:
         ratings = _table(texts[0], "\t", RATINGS, header=0)
         users = _table(texts[1], "\t", ["user_id", "age", "gender", "occupation", "zip"], header=0)
         movies = _table(texts[2], "\t", ["movie_id", "title", "released", "genres"], header=0)
-        movies["title"] += " (" + movies["released"] + ")"
-        movies["title"] = movies["title"].replace("unkonwn ()", "unknown")  # the copy misspells movie 267
+        dated = movies["title"] + " (" + movies["released"] + ")"
+        movies["title"] = dated.mask(movies["title"] == "unkonwn", "unknown")  # the copy misspells movie 267
         order = GENRES_100K.index
         movies["genres"] = ["|".join(sorted(genres.split(), key=order)) for genres in movies["genres"]]
     elif name == "ml-100k":
