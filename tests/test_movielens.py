@@ -434,7 +434,7 @@ def test_an_unwritable_cache_folder_is_a_reason(archive, server, tmp_path, below
     server.pages["/ml-100k.zip"] = CONTENT["ml-100k"]
     archive("ml-100k", server.url(""))
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(DataUnavailable, match="exists|Not a directory"):
+    with pytest.raises(DataUnavailable, match=r"exists|Not a directory"):
         load("ml-100k", tmp_path / "cache" / below)
     assert (tmp_path / "cache").read_text() == "a file where the folder should be"
 

@@ -10,15 +10,12 @@ import pytest
 from conftest import notebook_definitions
 
 from dssm_helpers.vocabulary import (
-    AGE_GROUPS,
     FIRST,
     PADDING,
     UNKNOWN,
     Vocabulary,
-    age_group,
     load_vocabularies,
     save_vocabularies,
-    zip_area,
 )
 
 
@@ -107,16 +104,6 @@ def test_saved_as_json_and_read_back(tmp_path):
     assert {n: v.values.tolist() for n, v in loaded.items()} == {n: v.values.tolist() for n, v in saved.items()}
     assert loaded["id"].encode([3]).tolist() == [3]
     assert [p.name for p in tmp_path.iterdir()] == ["vocabularies.json"]
-
-
-def test_age_groups_are_lower_bounds():
-    ages = np.arange(0, 100)
-    expected = [max((b for b in AGE_GROUPS if b <= age), default=AGE_GROUPS[0]) for age in ages]
-    assert age_group(ages).tolist() == expected
-
-
-def test_zip_area_is_three_characters():
-    assert zip_area(["85711", "V3N4P", "05201"]).tolist() == ["857", "V3N", "052"]
 
 
 def test_the_notebook_agrees():

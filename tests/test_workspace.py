@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from dssm_helpers.workspace import RECIPES, Recipe, Workspace, build_model, dataset_name, seeds, strict
 
-from dssm_helpers import workspace as workspace_module
-from dssm_helpers.files import sha256
-from dssm_helpers.training import Trainer, TrainingConfig
+import dssm_helpers
+from dssm_helpers import recipes
+from dssm_helpers.course import workspace as workspace_module
+from dssm_helpers.course.workspace import Workspace, code_digest
+from dssm_helpers.data import encode
+from dssm_helpers.objectives import TrainingConfig
+from dssm_helpers.recipes import Recipe, build_model
+from dssm_helpers.schema import Schema
+from dssm_helpers.training import Trainer
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A small recipe, so that training takes a fraction of a second."""
     tiny = Recipe(dim=8, dims=(8,), max_history=5, training=TrainingConfig(epochs=2, batch_size=256))
-    monkeypatch.setattr(workspace_module, "RECIPES", {"dssm": tiny, "dssm_mean": replace(tiny, pooling="mean")})
+    monkeypatch.setattr(recipes, "RECIPES", {"dssm": tiny, "dssm_mean": replace(tiny, pooling="mean")})
     for name in ("DSSM_SEEDS", "DSSM_STRICT", "DSSM_DATASET", "DSSM_DEVICE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -35,104 +42,6 @@ def fits(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(Trainer, "fit", counted)
     return calls
-
-
-class Builder:
-    """Writes a text and counts how often it had to."""
-
-    def __init__(self, text: str = "content"):
-        self.text, self.count = text, 0
-
-    def __call__(self, path):
-        self.count += 1
-        path.write_text(self.text, encoding="utf-8")
-
-
-def read(path) -> str:
-    return path.read_text(encoding="utf-8")
-
-
-# -- cached -----------------------------------------------------------------------------------------------------------
-
-
-def test_built_once_and_loaded_ever_after(workspace, tables, capsys):
-    build = Builder()
-    assert [workspace.cached("a.txt", {"x": 1}, build, read) for _ in range(3)] == ["content"] * 3
-    again = Workspace("synthetic", tables=tables, progress=False)
-    assert again.cached("a.txt", {"x": 1}, build, read) == "content"
-    assert build.count == 1
-    assert capsys.readouterr().out == "", "nothing to tell when all is well"
-
-
-def stale(workspace, path):
-    return {"x": 2}
-
-
-def damaged(workspace, path):
-    path.write_text("contemt", encoding="utf-8")
-
-
-def unfinished(workspace, path):
-    path.with_name("a.txt.made-from.json").unlink()
-
-
-def unreadable_note(workspace, path):
-    path.with_name("a.txt.made-from.json").write_text("{", encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("harm", "word"),
-    [(stale, "stale"), (damaged, "damaged"), (unfinished, "unfinished"), (unreadable_note, "unfinished")],
-)
-def test_an_unusable_artefact_is_rebuilt_and_one_line_says_so(workspace, capsys, harm, word):
-    build = Builder()
-    workspace.cached("a.txt", {"x": 1}, build, read)
-    recipe = harm(workspace, workspace.folder / "a.txt") or {"x": 1}
-    assert workspace.cached("a.txt", recipe, build, read) == "content"
-    assert build.count == 2
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith(f"a.txt is {word}")
-    workspace.cached("a.txt", recipe, build, read)
-    assert build.count == 2, "and then it is usable again"
-
-
-def test_other_data_or_other_code_make_it_stale(workspace, tables, capsys, monkeypatch):
-    build = Builder()
-    workspace.cached("a.txt", {}, build, read)
-    fewer = replace(tables, ratings=tables.ratings.iloc[:-1])
-    Workspace("synthetic", tables=fewer, progress=False).cached("a.txt", {}, build, read)
-    monkeypatch.setattr(workspace_module, "_code_digest", lambda: "edited")
-    Workspace("synthetic", tables=fewer, progress=False).cached("a.txt", {}, build, read)
-    assert build.count == 3
-    assert capsys.readouterr().out.count("a.txt is stale") == 2
-
-
-def test_a_build_that_fails_halfway_is_not_taken_for_an_artefact(workspace, capsys):
-    def interrupted(path):
-        path.write_text("half", encoding="utf-8")
-        raise KeyboardInterrupt
-
-    workspace.cached("a.txt", {}, Builder("old"), read)
-    with pytest.raises(KeyboardInterrupt):
-        workspace.cached("a.txt", {"new": True}, interrupted, read)
-    assert workspace.cached("a.txt", {"new": True}, Builder("whole"), read) == "whole"
-    assert "unfinished" in capsys.readouterr().out
-
-
-def test_a_folder_is_an_artefact_too(workspace):
-    def build(path):
-        path.mkdir(exist_ok=True)
-        (path / "part").write_text("1", encoding="utf-8")
-
-    def load(path):
-        return sorted(p.name for p in path.iterdir())
-
-    assert workspace.cached("folder", {}, build, load) == ["part"]
-    (workspace.folder / "folder" / "stray").write_text("", encoding="utf-8")
-    before = sha256(workspace.folder / "folder")
-    (workspace.folder / "folder" / "stray").rename(workspace.folder / "folder" / "other")
-    assert sha256(workspace.folder / "folder") != before, "names count"
 
 
 # -- trained ----------------------------------------------------------------------------------------------------------
@@ -152,24 +61,88 @@ def test_trained_once_then_loaded_the_same(workspace, tables, fits, capsys):
 def test_seeds_names_and_overrides_are_kept_apart(workspace, fits):
     for arguments in (("dssm", 0), ("dssm", 1), ("dssm_mean", 0)):
         workspace.trained(*arguments)
-    workspace.trained("dssm", 0, logq=False)
-    workspace.trained("dssm", 0, logq=False)
+    workspace.trained("dssm", 0, logq=0.0)
+    workspace.trained("dssm", 0, logq=0.0)
     workspace.trained("dssm", 0)
     assert fits == [0, 1, 0, 0]
-    assert len(list(workspace.folder.glob("*.safetensors"))) == 4
+    assert len(list(workspace.folder.glob("*/weights.safetensors"))) == 4
 
 
-@pytest.mark.parametrize("victim", ["dssm-seed0.safetensors", "dssm-seed0.safetensors.training.json"])
-@pytest.mark.parametrize("harm", ["missing", "cut"])
-def test_half_a_model_is_trained_again(workspace, fits, victim, harm):
+@pytest.mark.parametrize("victim", ["weights.safetensors", "history.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["missing", "cut", "altered"])
+def test_a_damaged_model_is_trained_again_and_one_line_says_so(workspace, fits, capsys, victim, harm):
     expected = workspace.trained("dssm", 0)[0].state_dict()
-    path = workspace.folder / victim
-    path.unlink() if harm == "missing" else path.write_bytes(path.read_bytes()[:50])
+    path = workspace.folder / "dssm-seed0" / victim
+    content = path.read_bytes()
+    path.write_bytes(content[:50] if harm == "cut" else content.replace(b"e", b"f", 1))
+    if harm == "missing":
+        path.unlink()
     model, seconds = workspace.trained("dssm", 0)
     assert fits == [0, 0]
     assert seconds > 0
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert len(workspace.training_history("dssm", 0)) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("dssm-seed0 is unusable (") == line.endswith("; building it again") == True  # noqa: E712
+
+
+def test_other_data_another_split_or_other_code_make_it_stale(workspace, tables, fits, capsys, monkeypatch):
+    workspace.trained()
+    fewer = Workspace("synthetic", tables=replace(tables, ratings=tables.ratings.iloc[:-1]), progress=False)
+    fewer.trained()
+    fewer.split = replace(fewer.split, train=fewer.split.train[1:])
+    fewer.trained()
+    monkeypatch.setattr(workspace_module, "code_digest", lambda: "edited")
+    fewer.trained()
+    assert len(fits) == 4
+    assert capsys.readouterr().out.count("dssm-seed0 is stale") == 3
+
+
+def test_every_module_that_decides_a_figure_counts(tmp_path, monkeypatch):
+    package = tmp_path / "dssm_helpers"
+    shutil.copytree(Path(dssm_helpers.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(dssm_helpers, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(workspace_module, "__file__", str(package / "course" / "workspace.py"))
+    before, counted = code_digest(), set()
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes()
+        path.write_bytes(content + b"# edited")
+        if code_digest() != before:
+            counted.add(path.relative_to(package).with_suffix("").as_posix())
+        path.write_bytes(content)
+    until = dssm_helpers.MODULES.index("retrieval")
+    assert counted == {"__init__", "course/workspace", *dssm_helpers.MODULES[:until]}
+
+
+def test_a_training_that_is_interrupted_leaves_nothing(workspace, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workspace_module, "save_weights", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workspace.trained()
+    assert list(workspace.folder.iterdir()) == []
+    workspace.trained()
+
+
+def test_any_encoded_data_will_do(tables, tmp_path, monkeypatch):
+    monkeypatch.setenv("DSSM_ARTIFACTS_DIR", str(tmp_path))
+    clicks = tables.ratings.assign(user_id="user " + tables.ratings["user_id"].astype(str))
+    data = encode(clicks, schema=Schema(item="movie_id"), name="clicks")
+    workspace = Workspace(data=data, progress=False)
+    ids, vectors = workspace.item_vectors()
+    assert vectors.shape == (len(ids), 8)
+    assert workspace.folder == tmp_path / "clicks"
+
+
+def test_artifacts_of_version_1_are_set_aside_with_a_word(workspace, tables, capsys):
+    workspace.folder.mkdir(parents=True)
+    (workspace.folder / "dssm-seed0.safetensors.made-from.json").write_text("{}")
+    again = Workspace("synthetic", tables=tables, progress=False)
+    assert not again.folder.exists()
+    assert [path.name for path in again.folder.parent.iterdir()] == ["synthetic-version-1"]
+    assert "moved to synthetic-version-1" in capsys.readouterr().out
 
 
 def test_item_vectors_belong_to_their_movielens_ids(workspace):
@@ -178,7 +151,7 @@ def test_item_vectors_belong_to_their_movielens_ids(workspace):
     assert vectors.dtype == np.float32
     assert vectors.flags.c_contiguous
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    batch = workspace.batches.items(workspace.data.vocabularies["movie_id"].encode(ids[[3, 40]]))
+    batch = workspace.batches.items(workspace.data.vocabularies["item_id"].encode(ids[[3, 40]]))
     with torch.inference_mode():
         direct = workspace.trained()[0].item_tower(batch)
     np.testing.assert_allclose(vectors[[3, 40]], direct, atol=1e-5)
@@ -213,7 +186,7 @@ def test_results_merge_by_section_and_carry_the_protocol(workspace, tables):
     results = json.loads(workspace.results_path.read_text(encoding="utf-8"))
     assert results["models"] == {"dssm": {"hit@10": 0.5}, "ease": {"hit@10": 0.1}}
     assert (results["retrieval"], results["seeds"], results["dataset"]) == ({"a": 1}, 3, "synthetic")
-    assert "leave-one-out" in results["protocol"]
+    assert "leave last out; candidates are all items" in results["protocol"]
     assert workspace.results() == results
 
 
@@ -241,36 +214,6 @@ def test_an_unknown_model_lists_the_known_ones(workspace):
 def test_an_unknown_training_option_is_refused(workspace):
     with pytest.raises(TypeError, match="learnrate"):
         workspace.trained("dssm", learnrate=1)
-
-
-@pytest.mark.parametrize(("text", "expected"), [(None, [0, 1, 2]), ("", [0, 1, 2]), ("1", [0]), ("5", [0, 1, 2, 3, 4])])
-def test_number_of_seeds(monkeypatch, text, expected):
-    if text is not None:
-        monkeypatch.setenv("DSSM_SEEDS", text)
-    assert seeds() == expected
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "²", " "])
-def test_nonsense_for_the_number_of_seeds_is_refused(monkeypatch, text):
-    monkeypatch.setenv("DSSM_SEEDS", text)
-    with pytest.raises(ValueError, match="DSSM_SEEDS must be a whole number"):
-        seeds()
-
-
-@pytest.mark.parametrize(("text", "expected"), [(None, False), ("", False), ("0", False), ("1", True)])
-def test_strict(monkeypatch, text, expected):
-    if text is not None:
-        monkeypatch.setenv("DSSM_STRICT", text)
-    assert strict() is expected
-
-
-def test_dataset_name_from_the_environment(monkeypatch):
-    assert dataset_name() == "ml-100k"
-    monkeypatch.setenv("DSSM_DATASET", "synthetic")
-    assert dataset_name() == "synthetic"
-    monkeypatch.setenv("DSSM_DATASET", "ml-10m")
-    with pytest.raises(ValueError, match=r"ml-10m.*ml-100k, ml-1m, synthetic"):
-        dataset_name()
 
 
 def test_an_unwritable_folder_says_what_to_do(tables, tmp_path, monkeypatch):

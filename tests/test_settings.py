@@ -1,0 +1,62 @@
+"""Every DSSM_* variable: its default, its values, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from dssm_helpers import settings
+from dssm_helpers.settings import dataset_name, seeds, strict
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, [0, 1, 2]), ("", [0, 1, 2]), ("1", [0]), ("5", [0, 1, 2, 3, 4])])
+def test_number_of_seeds(monkeypatch, text, expected):
+    if text is not None:
+        monkeypatch.setenv("DSSM_SEEDS", text)
+    assert seeds() == expected
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "²", " "])
+def test_nonsense_for_the_number_of_seeds_is_refused(monkeypatch, text):
+    monkeypatch.setenv("DSSM_SEEDS", text)
+    with pytest.raises(ValueError, match="DSSM_SEEDS must be a whole number"):
+        seeds()
+
+
+@pytest.mark.parametrize(("text", "expected"), [(None, False), ("", False), ("0", False), ("1", True)])
+def test_strict(monkeypatch, text, expected):
+    if text is not None:
+        monkeypatch.setenv("DSSM_STRICT", text)
+    assert strict() is expected
+
+
+def test_dataset_name_from_the_environment(monkeypatch):
+    assert dataset_name() == "ml-100k"
+    monkeypatch.setenv("DSSM_DATASET", "synthetic")
+    assert dataset_name() == "synthetic"
+    monkeypatch.setenv("DSSM_DATASET", "ml-10m")
+    with pytest.raises(ValueError, match=r"ml-10m.*ml-100k, ml-1m, synthetic"):
+        dataset_name()
+
+
+def test_folders_can_be_chosen(monkeypatch, tmp_path):
+    for name, function in (("DATA", settings.data_dir), ("ARTIFACTS", lambda: settings.artifacts_dir(""))):
+        monkeypatch.setenv(f"DSSM_{name}_DIR", str(tmp_path / name))
+        assert function() == tmp_path / name
+        monkeypatch.delenv(f"DSSM_{name}_DIR")
+        assert function().parent == settings.project_root()
+
+
+def test_data_and_artifacts_must_not_share_a_folder(monkeypatch, tmp_path):
+    for name in ("DSSM_DATA_DIR", "DSSM_ARTIFACTS_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    with pytest.raises(ValueError, match="give each a folder of its own"):
+        settings.artifacts_dir("ml-100k")
+
+
+def test_the_standard_library_is_enough():
+    code = "import sys; sys.modules['numpy'] = sys.modules['torch'] = None; import dssm_helpers.settings"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
