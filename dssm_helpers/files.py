@@ -203,4 +203,5 @@ def _hidden_beside(path: Path) -> Iterator[Path]:
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
+        elif temporary.exists():
+            temporary.unlink()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dssm_helpers.checks import Hint, close, exercise
+
+from dssm_helpers.course.checks import Hint, close, exercise
 
 
 @exercise("double it")

@@ -1,26 +1,28 @@
-"""Files are complete or absent."""
+"""Files and folders are complete or absent, and what is read is what was verified."""
 
 from __future__ import annotations
 
 import errno
+import json
+import threading
 from pathlib import Path
 
 import pytest
 
-from dssm_helpers.files import write_atomically
+from dssm_helpers import files
+from dssm_helpers.files import MANIFEST, digest, read_manifest, write_atomically, write_folder
 
 
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def write(path: Path, kind: str = "file", error: BaseException | None = None) -> None:
-    """Write "new" to a file, or to a file in a folder, and maybe fail on the way."""
-    with write_atomically(path) as temporary:
-        if kind == "folder":
-            temporary.mkdir()
-            temporary = temporary / "inner"
-        temporary.write_text("new")
+def write(path: Path, kind: str = "file", error: BaseException | None = None, text: str = "new") -> None:
+    """Write a file, or a folder of kind "thing" with two files, and maybe fail on the way."""
+    with write_atomically(path) if kind == "file" else write_folder(path, "thing", {"says": text}) as temporary:
+        inner = [temporary] if kind == "file" else [temporary / "a", temporary / "b"]
+        for file in inner:
+            file.write_text(text)
         if error is not None:
             raise error
 
@@ -38,37 +40,136 @@ def test_writes_and_leaves_nothing_else(tmp_path):
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_an_error_keeps_the_old_content(tmp_path, error, kind):
     path = tmp_path / "thing"
-    if kind == "file":
-        path.write_text("old")
-    else:
-        path.mkdir()
-        (path / "inner").write_text("old")
+    write(path, kind, text="old")
     with pytest.raises(error):
         write(path, kind, error())
-    assert (path if kind == "file" else path / "inner").read_text() == "old"
+    assert (path if kind == "file" else path / "a").read_text() == "old"
     assert names(tmp_path) == ["thing"]
 
 
-def test_a_folder_is_replaced_whole(tmp_path):
-    path = tmp_path / "index"
-    path.mkdir()
-    (path / "stale").write_text("old")
-    with write_atomically(path) as temporary:
-        temporary.mkdir()
-        (temporary / "fresh").write_text("new")
-        assert names(path) == ["stale"]
-    assert names(path) == ["fresh"]
-    assert names(tmp_path) == ["index"]
+def test_a_file_never_replaces_a_folder(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder; move it away"):
+        write(tmp_path)
 
 
-def test_an_old_folder_survives_when_nothing_was_written(tmp_path):
-    path = tmp_path / "index"
-    path.mkdir()
-    (path / "stale").write_text("old")
-    with pytest.raises(FileNotFoundError), write_atomically(path):
-        pass
-    assert names(path) == ["stale"]
-    assert names(tmp_path) == ["index"]
+# -- folders and their manifest ---------------------------------------------------------------------------------------
+
+
+def test_a_folder_says_what_it_is_and_gives_its_bytes(tmp_path):
+    write(tmp_path / "x", "folder")
+    with write_folder(tmp_path / "outer", "outer", {}) as folder:
+        write(folder / "inner", "folder", text="deep")
+    manifest = read_manifest(tmp_path / "x", "thing")
+    assert manifest.fields == {"says": "new"}
+    assert manifest.files == {"a": b"new", "b": b"new"}
+    assert read_manifest(tmp_path / "outer", "outer").inside("inner", "thing").files == {"a": b"deep", "b": b"deep"}
+
+
+def test_a_folder_is_replaced_whole_and_only_if_its_manifest_lists_everything(tmp_path):
+    path = tmp_path / "x"
+    write(path, "folder", text="old")
+    write(path, "folder")
+    assert names(path) == ["a", "b", MANIFEST]
+    (path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"holds other files \(thesis.txt\); give the thing a folder of its own"):
+        write(path, "folder")
+    assert (path / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(FileExistsError, match="holds other files"):
+        write(path / "thesis.txt", "folder")
+
+
+def altered(path: Path, change) -> None:
+    note = json.loads((path / MANIFEST).read_text())
+    change(note)
+    (path / MANIFEST).write_text(json.dumps(note))
+
+
+HARMS = {
+    "a file altered": (lambda p: (p / "a").write_text("nwe"), ValueError, "was altered: a is not what was written"),
+    "a file missing": (lambda p: (p / "b").unlink(), FileNotFoundError, "is incomplete: b is missing"),
+    "a field": (lambda p: altered(p, lambda n: n["fields"].update(says="?")), ValueError, "an altered manifest"),
+    "no files": (lambda p: altered(p, lambda n: n.update(files={})), ValueError, "an altered manifest"),
+    "another format": (
+        lambda p: altered(p, lambda n: n.update(format=1)),
+        ValueError,
+        "has format 1, this version reads",
+    ),
+    "half a manifest": (lambda p: (p / MANIFEST).write_text('{"form'), ValueError, "manifest.json is damaged"),
+    "JSON of another kind": (lambda p: (p / MANIFEST).write_text("[]"), ValueError, "manifest.json is damaged"),
+    "no manifest": (lambda p: (p / MANIFEST).unlink(), FileNotFoundError, "manifest.json is missing"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damage_is_refused_by_name(tmp_path, harm):
+    path = tmp_path / "x"
+    write(path, "folder")
+    do, error, message = HARMS[harm]
+    do(path)
+    with pytest.raises(error, match=message):
+        read_manifest(path, "thing")
+
+
+def test_nothing_or_another_kind_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no thing at .*x; make one first, or check the path"):
+        read_manifest(tmp_path / "x", "thing")
+    write(tmp_path / "x", "folder")
+    with pytest.raises(ValueError, match="holds a thing, not a bundle"):
+        read_manifest(tmp_path / "x", "bundle")
+
+
+def test_a_reader_during_exchanges_sees_the_old_or_the_new_and_never_fails(tmp_path):
+    path, stop, seen, failures = tmp_path / "x", threading.Event(), set(), []
+    write(path, "folder", text="0")
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                manifest = read_manifest(path, "thing")
+                seen.add((manifest.fields["says"], *(content.decode() for content in manifest.files.values())))
+            except Exception as error:
+                failures.append(repr(error))
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for n in range(150):
+        write(path, "folder", text=str(n % 2))
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert failures == []
+    assert seen == {("0", "0", "0"), ("1", "1", "1")}
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("then", ["read", "write"])
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, then):
+    path = tmp_path / "x"
+    write(path, "folder", text="old")
+
+    def killed(source, target):
+        real(source, target)
+        if Path(source) == path:  # the old one has just stepped aside
+            raise SystemExit
+
+    real = files.os.replace
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "replace", killed)
+        with pytest.raises(SystemExit):
+            write(path, "folder")
+    assert not path.exists()
+    if then == "write":
+        write(path, "folder")
+    assert read_manifest(path, "thing").fields == {"says": "old" if then == "read" else "new"}
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_digest_does_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
+# -- where it cannot be written ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("below", ["a.txt", "deeper/a.txt"])

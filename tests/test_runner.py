@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dssm_helpers import course
+from dssm_helpers.course import runner
 
 
 def notebook(*sources: str) -> nbformat.NotebookNode:
@@ -27,7 +27,7 @@ def course_folder(tmp_path, monkeypatch):
     folder.mkdir()
     nbformat.write(notebook("print('a')"), folder / "00_first.ipynb")
     nbformat.write(notebook("import os; print(os.environ['DSSM_DATASET'])"), folder / "01_second.ipynb")
-    monkeypatch.setattr(course, "NOTEBOOKS", folder)
+    monkeypatch.setattr(runner, "NOTEBOOKS", folder)
     monkeypatch.setenv("DSSM_ARTIFACTS_DIR", str(tmp_path / "artifacts"))
     monkeypatch.setenv("DSSM_DATASET", "synthetic")
     return folder
@@ -35,7 +35,7 @@ def course_folder(tmp_path, monkeypatch):
 
 def test_run_writes_executed_copies_and_a_line_per_notebook(course_folder, tmp_path, capsys):
     before = (course_folder / "01_second.ipynb").read_bytes()
-    assert course.run("synthetic") == 0
+    assert runner.run("synthetic") == 0
     copy = nbformat.read(tmp_path / "artifacts" / "synthetic" / "notebooks" / "01_second.ipynb", as_version=4)
     assert copy.cells[1].outputs[0].text == "synthetic\n"
     assert (course_folder / "01_second.ipynb").read_bytes() == before
@@ -45,7 +45,7 @@ def test_run_writes_executed_copies_and_a_line_per_notebook(course_folder, tmp_p
 def test_a_failing_notebook_fails_the_run_and_keeps_the_committed_one(course_folder, capsys):
     nbformat.write(notebook("1 / 0"), course_folder / "01_second.ipynb")
     before = (course_folder / "01_second.ipynb").read_bytes()
-    assert course.run("synthetic", in_place=True) == 1
+    assert runner.run("synthetic", in_place=True) == 1
     assert (course_folder / "01_second.ipynb").read_bytes() == before
     output = capsys.readouterr()
     assert "FAILED" in output.out
@@ -53,7 +53,7 @@ def test_a_failing_notebook_fails_the_run_and_keeps_the_committed_one(course_fol
 
 
 def test_only_runs_what_was_asked_for(course_folder, capsys):
-    assert course.run("synthetic", only=["01"]) == 0
+    assert runner.run("synthetic", only=["01"]) == 0
     assert "00_first" not in capsys.readouterr().out
 
 
@@ -62,15 +62,34 @@ def test_committed_outputs_come_from_empty_artifacts(course_folder, tmp_path):
     cached.parent.mkdir(parents=True)
     cached.touch()
     for options in ({}, {"in_place": True, "only": ["01"]}):
-        assert course.run("synthetic", **options) == 0
+        assert runner.run("synthetic", **options) == 0
         assert cached.exists()
-    assert course.run("synthetic", in_place=True) == 0
+    assert runner.run("synthetic", in_place=True) == 0
     assert not cached.exists()
+
+
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_emptying_the_artifacts_never_takes_the_data_along(course_folder, tmp_path, monkeypatch, inside):
+    data = tmp_path / "artifacts" / "synthetic" / inside
+    (data / "ml-100k").mkdir(parents=True)
+    monkeypatch.setenv("DSSM_DATA_DIR", str(data))
+    with pytest.raises(ValueError, match="which is to be emptied; move it"):
+        runner.run("synthetic", in_place=True)
+    assert (data / "ml-100k").exists()
+
+
+def test_damaged_results_do_not_spoil_a_run(course_folder, tmp_path, capsys):
+    path = tmp_path / "artifacts" / "synthetic" / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"models": {')
+    assert runner.run("synthetic") == 0
+    assert "is damaged" in capsys.readouterr().err
+    assert path.read_text() == '{"models": {'
 
 
 def test_unknown_notebook_numbers_are_refused(course_folder):
     with pytest.raises(ValueError, match="00, 01"):
-        course.run("synthetic", only=["07"])
+        runner.run("synthetic", only=["07"])
 
 
 def test_clean_keeps_the_last_state_of_a_progress_bar():
@@ -79,7 +98,7 @@ def test_clean_keeps_the_last_state_of_a_progress_bar():
     node.cells[1].outputs = [nbformat.v4.new_output("stream", name="stderr", text=piece) for piece in pieces]
     node.cells[1].metadata["execution"] = {"iopub.execute_input": "2020-01-01"}
     node.metadata["widgets"] = {"state": {}}
-    course.clean(node)
+    runner.clean(node)
     assert len(node.cells[1].outputs) == 1
     assert node.cells[1].outputs[0].text == "100%| done\nnext\n"
     assert "execution" not in node.cells[1].metadata
@@ -94,15 +113,15 @@ def test_clean_shrinks_pictures_once_and_keeps_their_size():
     data = {"image/png": base64.b64encode(full.getvalue()).decode()}
     node.cells[1].outputs = [nbformat.v4.new_output("display_data", data=data)]
     before = len(data["image/png"])
-    shown = course.clean(node).cells[1].outputs[0].data["image/png"]
+    shown = runner.clean(node).cells[1].outputs[0].data["image/png"]
     assert len(shown) < before / 2
     assert Image.open(io.BytesIO(base64.b64decode(shown))).size == (60, 40)
-    assert course.clean(node).cells[1].outputs[0].data["image/png"] == shown
+    assert runner.clean(node).cells[1].outputs[0].data["image/png"] == shown
 
 
 def test_student_copies_lose_the_solution_and_nothing_else():
     node = notebook("def f(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION\n\n\ncheck_f(f)")
-    source = course.without_solutions(node).cells[1].source
+    source = runner.without_solutions(node).cells[1].source
     assert source == "def f(x):\n    raise NotImplementedError('your code here')\n\n\ncheck_f(f)"
     compile(source, "cell", "exec")
 
@@ -131,37 +150,37 @@ RESULTS = {
 
 
 def test_scoreboard_is_sorted_and_says_what_training_took():
-    rows = course.scoreboard_markdown(RESULTS).splitlines()[2:]
+    rows = runner.scoreboard_markdown(RESULTS).splitlines()[2:]
     assert rows[0].startswith("| **two-tower of this course**")
     assert rows[0].endswith("| 0.250 | 0.700 | 0.130 | 0.100 | 21 s |")
     assert rows[1].endswith("| – |")
-    assert "dssm" in course.plain_scoreboard(RESULTS)
+    assert "dssm" in runner.plain_scoreboard(RESULTS)
 
 
 def test_readme_is_filled_between_its_markers(course_folder):
     names = ("scoreboard", "map", "deployment")
     text = "a\n" + "b\n".join(f"<!-- {name}: generated -->\nold\n<!-- /{name} -->\n" for name in names)
-    filled = course.render_readme(text, RESULTS)
+    filled = runner.render_readme(text, RESULTS)
     assert "old" not in filled
     assert "| [00 Title](notebooks/00_first.ipynb) | see it | 12 s |" in filled
     assert "| ONNX files of the model, and their Hit@10 | float32 1,676 KiB (0.240), int8 444 KiB (0.230) |" in filled
-    assert course.render_readme(filled, RESULTS) == filled
+    assert runner.render_readme(filled, RESULTS) == filled
     with pytest.raises(ValueError, match="scoreboard"):
-        course.render_readme("no markers", RESULTS)
+        runner.render_readme("no markers", RESULTS)
 
 
 def test_running_time_is_written_into_the_title_cell():
     node = notebook("x")
     node.cells[0].source += "\n**Reading:** 5 minutes · **Runs in:** - on two CPU cores"
-    course.stamp_running_time(node, 41.7)
+    runner.stamp_running_time(node, 41.7)
     assert node.cells[0].source.endswith("**Runs in:** 42 s on two CPU cores")
-    course.stamp_running_time(node, 130.0)
+    runner.stamp_running_time(node, 130.0)
     assert node.cells[0].source.endswith("**Runs in:** 130 s on two CPU cores")
 
 
 def test_command_line_help_and_bad_names(capsys):
     with pytest.raises(SystemExit) as ended:
-        course.main(["run", "--dataset", "netflix"])
+        runner.main(["run", "--dataset", "netflix"])
     assert ended.value.code == 2
     assert "ml-100k" in capsys.readouterr().err
 
@@ -170,7 +189,7 @@ def test_results_of_a_run_survive_in_results_json(course_folder, tmp_path):
     path = tmp_path / "artifacts" / "synthetic" / "results.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({**RESULTS, "dataset": "synthetic"}))
-    assert course.run("synthetic") == 0
+    assert runner.run("synthetic") == 0
     seconds = json.loads(path.read_text())["notebook_seconds"]
     assert set(seconds) == {"00_first", "01_second"}
     assert sys.version_info >= (3, 11)

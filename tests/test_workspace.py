@@ -77,6 +77,10 @@ def test_a_damaged_model_is_trained_again_and_one_line_says_so(workspace, fits, 
     path.write_bytes(content[:50] if harm == "cut" else content.replace(b"e", b"f", 1))
     if harm == "missing":
         path.unlink()
+        if victim == "manifest.json":  # then nothing says that these files are the course's own
+            with pytest.raises(FileExistsError, match="holds other files"):
+                workspace.trained("dssm", 0)
+            return
     model, seconds = workspace.trained("dssm", 0)
     assert fits == [0, 0]
     assert seconds > 0
@@ -208,7 +212,6 @@ def test_no_results_yet(workspace):
 def test_an_unknown_model_lists_the_known_ones(workspace):
     with pytest.raises(ValueError, match=r"unknown model 'dsm'; choose one of dssm, dssm_mean"):
         workspace.trained("dsm")
-    assert set(RECIPES) == {"dssm", "dssm_mean"}
 
 
 def test_an_unknown_training_option_is_refused(workspace):

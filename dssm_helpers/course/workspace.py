@@ -102,10 +102,9 @@ class Workspace:
             if manifest.fields["made_from"] == made_from:
                 return manifest
             print(f"{path.name} is stale (made from other data, settings or code); building it again")
-        except FileNotFoundError:
-            pass
-        except ValueError as error:
-            print(f"{path.name} is unusable ({error}); building it again")
+        except (FileNotFoundError, ValueError) as error:
+            if path.exists():
+                print(f"{path.name} is unusable ({error}); building it again")
         if self.progress:
             print(f"training {model} (seed {seed}) …", flush=True)
         network = build_model(self.data, recipe, seed).to(self.device)
@@ -139,7 +138,7 @@ class Workspace:
         """Everything measured so far."""
         try:
             return json.loads(self.results_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValueError:
             print(f"{self.results_path.name} is damaged; starting it anew")
