@@ -185,6 +185,8 @@ def load_tables(path: str | Path) -> MovieLens:
     from dssm_helpers.movielens import MovieLens
 
     with np.load(path) as stored:
-        names = {table: [n for n in stored.files if n.startswith(f"{table}.")] for table in ("ratings", "users", "movies")}
+        names = {
+            table: [n for n in stored.files if n.startswith(f"{table}.")] for table in ("ratings", "users", "movies")
+        }
         frames = {t: pd.DataFrame({n.partition(".")[2]: stored[n] for n in found}) for t, found in names.items()}
         return MovieLens(str(stored["name"]), **frames)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,8 +36,6 @@ def prepare(tables):
 def prep(tables: str) -> dict[str, Any]:
     """Seconds and peak memory of the preparation, in a process that has done nothing else."""
     import torch  # noqa: F401  (the imports are not part of the measurement)
-
-    import dssm_helpers.features
 
     imports, loaded = shared.memory("VmRSS"), shared.load_tables(tables)
     shared.reset_peak()
@@ -71,7 +70,7 @@ def train(tables: str, steps: int = 150) -> dict[str, Any]:
     """
     from dssm_helpers.features import DEFAULT_POOLING
     from dssm_helpers.recipes import RECIPES, build_model
-    from dssm_helpers.training import Trainer, missing_compiler
+    from dssm_helpers.training import Trainer
 
     data, split, batches = prepare(shared.load_tables(tables))
     rows = split.train[: steps * BATCH_SIZE]
@@ -84,9 +83,12 @@ def train(tables: str, steps: int = 150) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as empty:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # else a second run would find what the first compiled
         for name, recipe in recipes.items():
-            for way in ("",) if missing_compiler() else ("", "compiled_"):
+            for way in ("", "compiled_") if shutil.which(os.environ.get("CXX", "g++")) else ("",):
                 config = replace(recipe.training, epochs=1 + EPOCHS_TIMED)
-                trainer = Trainer(build_model(data, recipe), batches, config, compile=bool(way))
+                model = build_model(data, recipe)
+                for tower in (model.user_tower, model.item_tower) if way else ():
+                    tower.compile()
+                trainer = Trainer(model, batches, config)
                 at = [shared.clocks()]
                 trainer.fit(rows, progress=False, on_epoch=lambda _, at=at: at.append(shared.clocks()))
                 result |= {f"{name}{way}{rate}": value for rate, value in shared.rates(at, len(rows)).items()}
@@ -212,7 +214,6 @@ def stage(name: str, tables: str, steps: int) -> dict[str, Any]:
     seconds = min(shared.seconds_of(lambda: prepare(loaded), 3 if name == "prepare" else 1))
     result = {"above_tables_gib": (shared.memory() - before) / 2**30}
     data, split, batches = prepare(loaded)
-    del loaded
     recipe = replace(RECIPES["dssm"], without=("user_id",) if name == "epoch without user id" else ())
     model = build_model(data, recipe)
     if name == "epoch, whole user table":

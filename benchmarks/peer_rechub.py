@@ -78,7 +78,9 @@ def build(raw: dict):
 class Trained:
     """Its model, its trainer, its loaders, and its way to vectors."""
 
-    def __init__(self, tables: str, folder: str, neg_ratio: int = 0, rows: int | None = None, batch_size: int = BATCH_SIZE):
+    def __init__(
+        self, tables: str, folder: str, neg_ratio: int = 0, rows: int | None = None, batch_size: int = BATCH_SIZE
+    ):
         from torch_rechub.trainers import MatchTrainer
         from torch_rechub.utils.data import MatchDataGenerator, df_to_dict
 
@@ -123,7 +125,12 @@ def prep(tables: str, neg_ratio: int = 0) -> dict[str, Any]:
     made: list = []
     (seconds,) = shared.seconds_of(lambda: made.append(prepare(data, neg_ratio)), 1)
     above = (shared.memory() - imports) / 2**20
-    return {"seconds": seconds, "mib_above_imports": above, "rows": len(data), "training_rows": len(made[0][0]["label"])}
+    return {
+        "seconds": seconds,
+        "mib_above_imports": above,
+        "rows": len(data),
+        "training_rows": len(made[0][0]["label"]),
+    }
 
 
 def train(tables: str, steps: int = 150) -> dict[str, Any]:

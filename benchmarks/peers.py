@@ -190,7 +190,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often both sides take turns (default 3)")
     parser.add_argument("--peer-seconds", type=float, default=120, help="training limit of torch-rechub, each of two")
     parser.add_argument("--sasrec-seeds", type=int, nargs="+", default=[2020, 2021, 2022])
-    parser.add_argument("--sasrec-hours", type=float, default=6, help="safety limit of a seed, which is then unfinished")
+    parser.add_argument(
+        "--sasrec-hours", type=float, default=6, help="safety limit of a seed, which is then unfinished"
+    )
     arguments = parser.parse_args()
     for part in arguments.only:
         with shared.step(part):

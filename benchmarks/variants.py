@@ -6,8 +6,8 @@
 A sweep trains half as long as the default and is read on validation; test rows are never looked at. The ablation trains
 in full, with several seeds, and is read on test; every choice in the default was made on validation.
 
-Each run is kept in ``artifacts/<dataset>/variants/`` under a hash of its settings, the data, the split and the code that
-ran. So an interrupted command goes on where it stopped, and a changed library starts anew. ``sweeps.json`` and
+Each run is kept in ``artifacts/<dataset>/variants/`` under a hash of its settings, the data, the split and the code
+that ran. So an interrupted command goes on where it stopped, and a changed library starts anew. ``sweeps.json`` and
 ``ablation.json`` are written when all their runs are there; each point in them has its own date and machine.
 
 **Seconds** can be compared within a table: before and after each training some steps of the untouched default are timed
