@@ -72,8 +72,7 @@ bench: $(READY)
 	$(PY) benchmarks/ann.py
 	$(PY) benchmarks/peers.py --only sasrec
 	$(PY) benchmarks/peers.py
-	$(PY) benchmarks/ablation.py
-	$(PY) benchmarks/sweeps.py
+	$(PY) benchmarks/variants.py
 	$(PY) benchmarks/scaling.py
 	$(PY) benchmarks/report.py
 

@@ -295,8 +295,8 @@ def synthetic(
     n_movies = n_movies or int(np.clip(8 * n_ratings**0.5, 400, 20_000))
     if min(n_ratings, n_users, n_movies) < 1 or n_ratings > 0.25 * n_users * n_movies:
         raise ValueError(
-            f"expected from 1 rating to a quarter of users × movies, got {n_ratings:,} ratings of {n_users:,} users and "
-            f"{n_movies:,} movies; give more users or movies"
+            f"expected from 1 rating to a quarter of users × movies, got {n_ratings:,} ratings of {n_users:,} users "
+            f"and {n_movies:,} movies; give more users or movies"
         )
     random = np.random.default_rng(seed)
     genres = np.asarray(GENRES_100K[1:])[:n_movies]

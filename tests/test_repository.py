@@ -13,13 +13,10 @@ import nbformat
 import pytest
 from conftest import NOTEBOOKS, ROOT, notebook_paths
 
-from dssm_helpers import course
+from dssm_helpers import MODULES
+from dssm_helpers.course import runner
 
-ORDER = [
-    "files", "vocabulary", "data", "features", "model", "evaluation", "training", "retrieval", "visualization",
-    "onnx_export", "serving",
-]  # fmt: skip
-ANY_ORDER = {"workspace", "checks", "course", "environment", "diagnosis", "distributed"}
+PACKAGE = ROOT / "dssm_helpers"
 PATHS = [pytest.param(path, id=path.stem) for path in notebook_paths()]
 
 
@@ -63,18 +60,53 @@ def test_package_metadata_admits_the_pins():
         assert requirement.specifier.contains(pinned()[requirement.name]), requirement.name
 
 
+def imported(path) -> set[str]:
+    """Names of this package's modules that a file imports, anywhere in it; ``course`` for anything of the school."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("dssm_helpers")):
+            inside = (node.module or "").removeprefix("dssm_helpers").strip(".").split(".")[0]
+            found |= {inside} if inside else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("dssm_helpers.")}
+    return found & {"course", *MODULES}
+
+
 def test_imports_go_one_way():
-    for path in (ROOT / "dssm_helpers").glob("*.py"):
-        if path.stem in ANY_ORDER | {"__init__"}:
-            continue
-        assert path.stem in ORDER, f"{path.name}: add the module to the import order"
-        imported = {
-            node.module.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
-        }
-        late = {name for name in imported if ORDER.index(name) >= ORDER.index(path.stem)}
-        assert not late, f"{path.stem} imports {late}, which come after it"
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", *MODULES}
+    late = {}
+    for number, name in enumerate(MODULES):
+        late[name] = imported(PACKAGE / f"{name}.py") - set(MODULES[:number])
+    assert not {name: found for name, found in late.items() if found}, "each imports only what comes before it"
+    assert MODULES.index("training") < MODULES.index("evaluation")
+    assert "workspace" in {node.stem for node in (PACKAGE / "course").glob("*.py")}
+
+
+def test_one_place_divides_by_the_temperature():
+    divided = []
+    for path in (PACKAGE / f"{name}.py" for name in MODULES):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.BinOp)
+                and isinstance(node.op, ast.Div)
+                and "temperature" in ast.unparse(node.right)
+            ):
+                divided.append((path.stem, ast.unparse(node)))
+    assert divided == [("model", "users / self.temperature")]
+
+
+def test_what_contributing_names_is_there():
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)[
+        2:
+    ]
+    assert len(rows) == 20
+    for change, opened, run in rows:
+        places = re.findall(r"`([\w/.]+\.\w+)` `([\w.]+)`", opened)
+        assert places, change
+        for file, symbol in places:
+            text = (ROOT / file).read_text(encoding="utf-8")
+            assert re.search(rf"\b{symbol.split('.')[-1]}\b", text), f"{change}: no {symbol} in {file}"
+        assert all((ROOT / file).exists() for file in re.findall(r"tests/\w+\.py", run)), change
 
 
 def test_the_package_sets_the_thread_policy_before_torch_and_needs_no_torch_itself():
@@ -127,7 +159,7 @@ def test_notebooks_share_their_setup_and_link_to_each_other(path):
     assert notebook.cells[1].source == first.cells[1].source, "the set-up cell is the same everywhere"
     title = notebook.cells[0].source
     assert title.startswith(f"# {path.stem[:2]} · ")
-    assert course._title_and_promise(path)
+    assert runner._title_and_promise(path)
     linked = re.findall(r"\]\((\w+\.ipynb)\)", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"))
     missing = [name for name in linked if not (NOTEBOOKS / name).exists()]
     assert not missing
@@ -158,14 +190,14 @@ def test_code_cells_stay_readable(path):
 
 def test_readme_tables_are_generated_from_the_measured_results():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = json.loads(course.PUBLISHED.read_text(encoding="utf-8"))
-    assert course.render_readme(text, results) == text, "python -m dssm_helpers.course readme refreshes it"
+    results = json.loads(runner.PUBLISHED.read_text(encoding="utf-8"))
+    assert runner.render_readme(text, results) == text, "python -m dssm_helpers.course readme refreshes it"
     assert {"dssm", "dssm_mean", "popularity", "item_knn", "ease"} <= set(results["models"])
     assert results["dataset"] == "ml-100k"
 
 
 def test_readme_quotes_the_stored_benchmarks():
-    program = "import report as r; print(r.shared.markdown_table(r.fast_rows(r.shared.read_results())))"
+    program = "import report as r; print(r.table(r.fast(r.shared.read_json(r.shared.RESULTS))))"
     folder = ROOT / "benchmarks"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=folder, check=True)
     assert done.stdout.strip() in (ROOT / "README.md").read_text(encoding="utf-8"), "python benchmarks/report.py"
@@ -176,10 +208,3 @@ def test_readme_links_lead_somewhere():
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
     assert targets
     assert not [t for t in targets if not (ROOT / t).exists()]
-
-
-def test_the_course_beats_its_baselines_in_the_published_figures():
-    models = json.loads(course.PUBLISHED.read_text(encoding="utf-8"))["models"]
-    for baseline in ("popularity", "item_knn", "ease"):
-        for metric in ("hit@10", "ndcg@10"):
-            assert models["dssm"][metric] > models[baseline][metric]
