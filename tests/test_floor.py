@@ -14,9 +14,9 @@ from dssm_helpers.movielens import load_movielens
 from dssm_helpers.recipes import RECIPES, build_model
 from dssm_helpers.training import Trainer
 
-# Validation, three epochs with a cycle of their own: seeds 0 to 2 gave Hit@10 FLOOR_HITS and NDCG@10 FLOOR_NDCG. The
-# floors lie two standard errors of 943 users below the lowest.
-HIT_10, NDCG_10 = 0.0, 0.0
+# On validation after three epochs with a cycle of their own, seeds 0 to 2 gave Hit@10 .235, .231, .233 and NDCG@10 .121,
+# .128, .124. The floors lie two standard errors of 943 users below the lowest; item-kNN has .203 and .113.
+HIT_10, NDCG_10 = 0.204, 0.106
 
 
 @pytest.mark.slow
