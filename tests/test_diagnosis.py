@@ -182,6 +182,51 @@ def test_future_leaked_into_history(data: EncodedData, split: Split, builder):
     assert "the target itself is in" in found[0].evidence
 
 
+class EmptyHistory(BatchBuilder):
+    """Somebody forgot to fill it."""
+
+    def users(self, positions):
+        batch = super().users(positions)
+        return {**batch, "history": torch.zeros_like(batch["history"])}
+
+
+class OldestFirst(BatchBuilder):
+    """The items are right, their order is not."""
+
+    def users(self, positions):
+        batch = super().users(positions)
+        length = (batch["history"] > 0).sum(dim=1, keepdim=True)
+        slot = torch.arange(self.max_history)
+        turned = batch["history"].gather(1, (length - 1 - slot).clamp(min=0)) * (slot < length)
+        return {**batch, "history": turned}
+
+
+class NeighboursColumns(BatchBuilder):
+    """The year and the genres of the item before it in the table."""
+
+    def __init__(self, data, **options):
+        super().__init__(data, **options)
+        self.item_columns = {n: c if n == "item_id" else c.roll(1, dims=0) for n, c in self.item_columns.items()}
+
+
+@pytest.mark.parametrize(
+    ("builder", "name"),
+    [
+        (EmptyHistory, "history_empty"),
+        (OldestFirst, "history_reversed"),
+        (NeighboursColumns, "columns_of_another_item"),
+    ],
+)
+def test_histories_and_columns_that_are_not_the_rows_own(data: EncodedData, split: Split, builder, name):
+    assert first(Run(data, split, builder=builder).diagnose()) == name
+
+
+def test_weight_decay_is_not_called_a_learning_rate(data: EncodedData, split: Split):
+    found = Run(data, split, weight_decay=50.0).diagnose()
+    assert first(found) == "weight_decay_too_high"
+    assert "learning_rate_too_high" not in names(found)
+
+
 def test_random_split(data: EncodedData, split: Split, healthy: Run, rng: np.random.Generator):
     shuffled = rng.permutation(len(data))
     n = len(split.test)
