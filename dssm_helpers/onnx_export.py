@@ -32,11 +32,7 @@ def export_onnx(model: DSSM, path: str | Path, part: str = "model") -> Path:
 
     One input per feature, of its name: int64 ``[batch]``, or ``[batch, length]`` for a sequence; both sizes are free, 0
     included. One output: ``user_vector`` or ``item_vector`` ``[batch, D]``, or ``score [batch]``. Dropout is off. The
-    vocabulary sizes travel in the file, for :class:`OnnxTower` to check ids.
-
-    Args:
-        path: the file to write, complete or not at all. Nothing is written beside it.
-        part: a key of :data:`PARTS`; another is a ValueError.
+    vocabulary sizes travel in the file, for :class:`OnnxTower` to check ids. Another ``part`` is a ValueError.
     """
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}; choose from {', '.join(PARTS)}")
@@ -114,28 +110,18 @@ def _halve_weights(proto: Any) -> None:
 
 @dataclass(frozen=True)
 class OnnxTower:
-    """An exported tower (or model) in onnxruntime. Needs NumPy and onnxruntime; calls may come from several threads.
-
-    Attributes:
-        ranks: input name → 1 for ``[B]``, 2 for ``[B, L]``.
-        part: a key of :data:`PARTS`. dim: size of the vectors. temperature: of the model.
-        vocab_sizes: input name → number of valid ids.
-    """
+    """An exported tower (or model) in onnxruntime. Needs NumPy and onnxruntime; calls may come from several threads."""
 
     session: Any = field(repr=False)
-    ranks: dict[str, int]
-    part: str
+    ranks: dict[str, int]  # input name → 1 for [B], 2 for [B, L]
+    part: str  # a key of PARTS
     dim: int
     temperature: float
-    vocab_sizes: dict[str, int]
+    vocab_sizes: dict[str, int]  # input name → number of valid ids
 
     @classmethod
     def load(cls, source: str | Path | bytes) -> OnnxTower:
-        """Open what :func:`export_onnx` or :func:`compress_onnx` wrote: a path, or the content of the file.
-
-        Raises:
-            ValueError: something else wrote it.
-        """
+        """Open what :func:`export_onnx` or :func:`compress_onnx` wrote, a path or its bytes; else a ValueError."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

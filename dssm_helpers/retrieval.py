@@ -1,13 +1,11 @@
 """The nearest item vectors: exact search, Annoy, Faiss, Milvus behind one small interface (notebook 06).
 
-One line builds, one searches, one saves, whatever the library::
-
     index = build_index(vectors, ids, backend="faiss", kind="hnsw")
     ids, scores = index.search(user_vectors, k=10, exclude=seen)
     index.save("artifacts/index"); index = load_index("artifacts/index")
 
-Item ids go in and come out, never row numbers. Scores are cosines, larger is better, in every backend. Needs NumPy
-alone; a library is imported when its backend is used.
+Item ids go in and come out, never row numbers. Scores are cosines in every backend. A library is imported when its
+backend is used.
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ from __future__ import annotations
 import importlib
 import io
 import shutil
-import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -28,7 +26,6 @@ from .files import Manifest, read_manifest, write_folder
 
 NOTHING = -1  # the id that pads a short answer
 MILVUS = "pymilvus milvus-lite"  # what to install for it
-Exclude = Collection[int] | Sequence[Collection[int] | None] | None
 ANNOY_CURE = (
     "compile it again without -ffast-math: ANNOY_COMPILER_ARGS=-O3,-std=c++14,-fpermissive,"
     "-DANNOYLIB_MULTITHREADED_BUILD pip install --no-cache-dir --force-reinstall --no-binary annoy annoy==1.17.3; "
@@ -40,21 +37,21 @@ def build_index(vectors: np.ndarray, ids: Sequence[int] | None = None, backend: 
     """An index over item vectors (notebook 06, "Three lines for every library").
 
     Args:
-        vectors: ``[n, D]``, any float type and memory layout; scaled to unit length.
+        vectors: ``[n, D]`` numbers, scaled to unit length here.
         ids: ``[n]`` unique whole numbers from 0; default the row numbers.
-        backend: one of :data:`BACKENDS`.
-        options: of the backend, see ``DEFAULTS`` of its class. ``normalize=False`` keeps the lengths, so that all but
-            Annoy (angular) rank by inner product: a switch to break things with.
+        backend, options: a key of :data:`BACKENDS` and what the ``DEFAULTS`` of its class name. ``normalize=False``
+            keeps the lengths, so that all but Annoy rank by inner product: a switch to break things with.
 
     Raises:
-        ValueError: vectors or ids that cannot be indexed, an unknown backend or option, an Annoy that answers wrongly.
+        ValueError: vectors, ids, a backend or options that cannot work; an Annoy that answers wrongly.
         ImportError: a library is missing; the message holds the command that installs it.
     """
     index = _empty(backend, options)
     vectors = _checked_vectors(vectors, index.options["normalize"])
-    if len(vectors) == 0:
+    n, index.dim = vectors.shape
+    if n == 0:
         raise ValueError("nothing to index: vectors is empty")
-    index.ids, index.dim = _checked_ids(np.arange(len(vectors)) if ids is None else ids, len(vectors)), vectors.shape[1]
+    index.ids = _checked_ids(np.arange(n) if ids is None else ids, n)
     index._build(vectors)
     return index
 
@@ -62,11 +59,9 @@ def build_index(vectors: np.ndarray, ids: Sequence[int] | None = None, backend: 
 def load_index(source: str | Path | Manifest, *, uri: str | None = None, token: str | None = None) -> Index:
     """What :meth:`Index.save` wrote, built from the very bytes that were verified.
 
-    A digest tells damage, not intent: a crafted file can crash Annoy, so take a stranger's index as exact or Faiss.
-
-    Args:
-        source: the folder, or its manifest where it is a part of a larger folder.
-        uri, token: of a Milvus elsewhere (:class:`MilvusIndex`).
+    ``source`` is the folder, or its manifest where it is a part of a larger one; ``uri`` and ``token`` are those of a
+    :class:`MilvusIndex`. A digest tells damage, not intent: a crafted file can crash Annoy, so take a stranger's index
+    as exact or Faiss.
 
     Raises:
         FileNotFoundError, ValueError: of :func:`~dssm_helpers.files.read_manifest`; an option that this backend does
@@ -98,11 +93,8 @@ class Index:
     """What the backends share: checks, exclusion, saving. Any number of threads may search.
 
     A backend supplies ``_build(vectors)``, ``_write(folder)``, ``_read(files)``, ``_add(vectors, ids, replaced)`` and
-    ``_search(queries, n, exhaustive)``, which gives each query at most ``n`` ids and scores, best first.
-
-    Attributes:
-        backend: its name. dim: ``D``. ids: ``[n]`` int64, what is in the index.
-        options: everything it was built with; :meth:`tune` changes those that are read at search time.
+    ``_search(queries, n, exhaustive)``, which gives each query at most ``n`` ids and scores, best first. ``ids [n]``
+    int64 are in the index, of ``dim`` dimensions; ``options`` are those it was built with, as :meth:`tune` left them.
     """
 
     backend: ClassVar[str]
@@ -116,48 +108,39 @@ class Index:
         return f"<{self.backend} index: {len(self):,} vectors of {self.dim} dimensions>"
 
     def search(
-        self, queries: np.ndarray, k: int, exclude: Exclude = None, *, allow_fewer: bool = False
+        self, queries: np.ndarray, k: int, exclude: Sequence[Collection[int]] | None = None, allow_fewer: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` nearest items of each query, best first: ``(ids [B, k] int64, scores [B, k] float32)``.
 
         Args:
             queries: ``[B, D]``, or ``[D]`` for one.
-            exclude: per query the ids not to return (a single query may give just its ids). As many more are fetched,
-                so ``k`` remain; ids that are not in the index do no harm.
-            allow_fewer: pad with :data:`NOTHING` and score ``-inf`` where fewer than ``k`` candidates remain.
-
-        Raises:
-            ValueError: fewer than ``k`` candidates remain, ``k`` below 1, or queries that do not fit.
+            exclude: per query the ids not to return. As many more are fetched, so ``k`` remain. Where fewer do, that is
+                a ``ValueError``, or with ``allow_fewer`` :data:`NOTHING` and score ``-inf`` pad the answer.
         """
         queries = _checked_vectors(np.atleast_2d(queries), self.options["normalize"], self.dim, "queries")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        excluded = _checked_exclude(exclude, len(queries))
+        excluded = [set()] * len(queries) if exclude is None else [set(ids) for ids in exclude]
+        if len(excluded) != len(queries):
+            raise ValueError(f"exclude has {len(excluded)} entries for {len(queries)} queries; give one per query")
+        fetch = min(len(self), k + max(map(len, excluded), default=0))
         found = np.full((len(queries), k), NOTHING, dtype=np.int64)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        short = np.arange(len(queries))
-        for exhaustive in (False, True):  # a narrow search may come short (a nearly empty cell); then look everywhere
-            if len(short) == 0:
-                break
-            fetch = len(self) if exhaustive else min(len(self), k + max(len(excluded[row]) for row in short))
-            for row, (ids, cosines) in zip(short, self._search(queries[short], fetch, exhaustive), strict=True):
-                seen = excluded[row]
-                keep = [i for i, item in enumerate(ids.tolist()) if item != NOTHING and item not in seen][:k]
+        for n, exhaustive in ((fetch, False), (len(self), True)):
+            short = np.flatnonzero(found[:, -1] == NOTHING)  # a narrow search may leave some; then look everywhere
+            answers = self._search(queries[short], n, exhaustive) if len(short) else []
+            for row, (ids, cosines) in zip(short, answers, strict=True):
+                keep = [i for i, item in enumerate(ids.tolist()) if item != NOTHING and item not in excluded[row]][:k]
                 found[row, : len(keep)], scores[row, : len(keep)] = ids[keep], cosines[keep]
-            short = short[found[short, -1] == NOTHING]
-        if len(short) and not allow_fewer:
-            left, row = min(((found[row] != NOTHING).sum(), row) for row in short)
-            raise ValueError(
-                f"k={k}, but only {left} of {len(self):,} items are left for query {row} after excluding "
-                f"{len(excluded[row])}; ask for fewer, or pass allow_fewer=True to have the answer padded with id -1"
-            )
+        left = (found != NOTHING).sum(axis=1)  # [B]
+        if not allow_fewer and (left < k).any():
+            row = (left < k).argmax()
+            few = f"k={k}, but only {left[row]} of {len(self):,} items are left for query {row}"
+            raise ValueError(f"{few} after excluding {len(excluded[row])}; ask for fewer, or pass allow_fewer=True")
         return found, scores
 
     def add(self, vectors: np.ndarray, ids: Sequence[int]) -> None:
-        """Insert vectors ``[m, D]`` under ``ids [m]``; an id that exists gets its new vector.
-
-        ``ValueError`` where the backend has to be built again instead: Annoy, and replacing in Faiss' HNSW.
-        """
+        """Insert vectors ``[m, D]``; an id that exists gets its new one. ``ValueError``: Annoy, replacing in HNSW."""
         vectors = _checked_vectors(np.atleast_2d(vectors), self.options["normalize"], self.dim)
         ids = _checked_ids(ids, len(vectors))
         replaced = np.isin(self.ids, ids)  # [n]
@@ -183,10 +166,9 @@ class Index:
     @property
     def nbytes(self) -> int:
         """Bytes of the index as it is saved, which is how it lies in memory (0 where it lives elsewhere)."""
-        with _private_folder() as folder:
-            if self.options.get("uri") is None:
-                self._write(Path(folder))
-            return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        with TemporaryDirectory() as folder:
+            self.save(f"{folder}/index")
+            return sum(map(len, read_manifest(f"{folder}/index", "index").files.values()))
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -224,8 +206,7 @@ class AnnoyIndex(Index):
     """Spotify's forest of random-projection trees, read-only once built, mapped from a private file.
 
     ``n_trees`` costs memory and build time; ``search_k``, the number of vectors looked at, costs time per query (-1 is
-    Annoy's own ``n · n_trees``). Because a wrongly compiled Annoy answers wrongly without an error, every build is
-    compared with exact search on a sample and refused with the cure.
+    Annoy's own ``n · n_trees``). A wrongly compiled Annoy answers wrongly without an error: each build is checked.
     """
 
     backend = "annoy"
@@ -234,7 +215,7 @@ class AnnoyIndex(Index):
 
     def _open(self) -> None:
         self._annoy = _library("annoy", "annoy").AnnoyIndex(self.dim, "angular")
-        self._folder = _private_folder()
+        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
         self._file = Path(self._folder.name, "items.ann")
 
     def _build(self, vectors: np.ndarray) -> None:
@@ -247,23 +228,20 @@ class AnnoyIndex(Index):
         self._annoy.save(str(self._file))  # from now on Annoy maps this file and keeps nothing of its own
 
     def _check(self, vectors: np.ndarray) -> None:
-        n, lengths = min(10, len(vectors)), np.linalg.norm(vectors, axis=1)
-        sample, right = np.random.default_rng(0).permutation(len(vectors))[:8], 0
-        for row in sample:
-            cosine = vectors @ vectors[row] / (lengths * lengths[row])
-            rows, distances = self._annoy.get_nns_by_vector(vectors[row], n, max(len(vectors), 1000), True)
-            near = cosine[rows] >= np.partition(cosine, -n)[-n] - 1e-4  # equal vectors stand in for each other
+        """Compare the neighbours and scores of a sample with exact search."""
+        n, right, unit = min(10, len(vectors)), 0, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        sample = unit[np.random.default_rng(0).permutation(len(unit))[:8]]
+        for query, cosine in zip(sample, sample @ unit.T, strict=True):
+            rows, distances = self._annoy.get_nns_by_vector(query, n, max(len(unit), 1000), True)
+            near = cosine[rows] >= np.sort(cosine)[-n] - 1e-4  # equal vectors stand in for each other
             right += np.sum(near & (np.abs(1 - np.square(distances) / 2 - cosine[rows]) < 0.01))
         if right < 0.7 * n * len(sample):
-            raise ValueError(
-                f"this Annoy returns wrong neighbours: of {n * len(sample)} it names {right}, with the right score. "
-                f"It was probably compiled with -ffast-math by clang; {ANNOY_CURE}"
-            )
+            wrong = f"this Annoy returns wrong neighbours: only {right} of {n * len(sample)} are right"
+            raise ValueError(f"{wrong}. It was probably compiled with -ffast-math by clang; {ANNOY_CURE}")
 
     def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         search_k = 2 * len(self) * self._annoy.get_n_trees() if exhaustive else self.options["search_k"]
-        if 0 <= search_k < n:
-            search_k = n
+        search_k = max(search_k, n) if search_k >= 0 else search_k
         for query in queries:
             rows, distances = self._annoy.get_nns_by_vector(query, n, search_k, True)
             yield self.ids[rows], 1 - np.square(distances) / 2  # angular distance is √(2 − 2 cos)
@@ -287,11 +265,9 @@ class AnnoyIndex(Index):
 
 
 class FaissIndex(Index):
-    """Meta's library. ``kind`` is the trade:
-
-    ``flat`` exact; ``ivf`` looks at the ``nprobe`` nearest of ``nlist`` cells (default about 4·√n); ``hnsw`` walks a
-    graph of ``M`` neighbours with a beam of ``efSearch``; ``sq8`` exact search over 8-bit numbers, a quarter of the
-    memory; ``ivfpq`` cells with vectors compressed to ``m`` codes (default half of the dimensions) of ``nbits`` bits.
+    """Meta's library. ``kind`` is the trade: ``flat`` exact; ``sq8`` exact search over 8-bit numbers; ``ivf`` looks at
+    the ``nprobe`` nearest of ``nlist`` cells (default about 4·√n); ``ivfpq`` the same over vectors compressed to ``m``
+    codes of ``nbits`` bits; ``hnsw`` walks a graph of ``M`` neighbours with a beam of ``efSearch``.
 
     H. Jégou et al., "Product Quantization for Nearest Neighbor Search", TPAMI 2011; Y. Malkov and D. Yashunin,
     "Efficient and Robust Approximate Nearest Neighbor Search Using HNSW Graphs", TPAMI 2018.
@@ -317,14 +293,14 @@ class FaissIndex(Index):
         if kind not in self.KINDS:
             raise ValueError(f"unknown kind of Faiss index {kind!r}; choose one of {', '.join(self.KINDS)}")
         # Faiss asks for 39 training vectors per cell.
-        options["nlist"] = options["nlist"] or int(np.clip(round(4 * n**0.5), 1, max(1, n // 39)))
-        options["m"] = options["m"] or next(m for m in range(max(1, dim // 2), 0, -1) if dim % m == 0)
+        options["nlist"] = options["nlist"] or max(1, min(round(4 * n**0.5), n // 39))
+        options["m"] = options["m"] or max((m for m in range(1, dim // 2 + 1) if dim % m == 0), default=1)
         try:
             index = faiss.index_factory(dim, self.KINDS[kind].format(**options), faiss.METRIC_INNER_PRODUCT)
             if kind == "hnsw":
                 faiss.downcast_index(index.index).hnsw.efConstruction = options["efConstruction"]
             if kind in ("ivf", "ivfpq"):
-                index.cp.seed, index.cp.min_points_per_centroid = options["seed"], 1
+                index.cp.seed, index.cp.min_points_per_centroid = options["seed"], 1  # no warnings on a small set
             if kind == "ivfpq":
                 index.pq.cp.min_points_per_centroid = 1
             index.train(vectors)
@@ -341,16 +317,15 @@ class FaissIndex(Index):
         if kind == "hnsw":
             params = faiss.SearchParametersHNSW(efSearch=max(self.options["efSearch"], n))
         elif kind in ("ivf", "ivfpq"):
-            nprobe = self._faiss.nlist if exhaustive else min(self.options["nprobe"], self._faiss.nlist)
-            params = faiss.SearchParametersIVF(nprobe=nprobe)
+            params = faiss.SearchParametersIVF(nprobe=self._faiss.nlist if exhaustive else self.options["nprobe"])
         scores, ids = self._faiss.search(queries, n, params=params)
         return zip(ids, scores, strict=True)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
+        if replaced.any() and self.options["kind"] == "hnsw":
+            known = self.ids[replaced][0]
+            raise ValueError(f"Faiss' HNSW cannot replace a vector (id {known} exists); call build_index again")
         if replaced.any():
-            if self.options["kind"] == "hnsw":
-                known = f"{replaced.sum()} ids exist already, first {self.ids[replaced][0]}"
-                raise ValueError(f"Faiss' HNSW cannot replace a vector ({known}); call build_index again")
             self._faiss.remove_ids(self.ids[replaced])
         self._faiss.add_with_ids(vectors, ids)
 
@@ -365,14 +340,11 @@ class FaissIndex(Index):
 
 
 class MilvusIndex(Index):
-    """A vector database. Embedded (Milvus Lite) by default; a server or cluster by ``uri="http://host:19530"``.
+    """A vector database. Without ``uri`` a private Milvus Lite, which :meth:`save` puts into the index folder.
 
-    Without ``uri`` the database is a private working copy, which :meth:`save` puts into the index folder. With ``uri``
-    (an address, or a file of your own) the vectors live there, others see an upsert at once, and :meth:`save` writes
-    neither them nor where they are.
-
-    Building into a collection that exists upserts the given vectors and leaves all others there; ``ids`` has both.
-    Nothing is ever deleted, and a collection of something else is refused.
+    With ``uri`` (a server's ``"http://host:19530"``, or a file of your own) the vectors live there, others see an
+    upsert at once, and :meth:`save` writes neither them nor where they are. Building into a collection that exists
+    upserts into it: nothing is ever deleted, and a collection of something else is refused.
     """
 
     backend = "milvus"
@@ -385,10 +357,10 @@ class MilvusIndex(Index):
 
     def _connect(self) -> bool:
         """Whether our collection is there; one of something else is refused."""
-        self._milvus, uri, self._name = _library("pymilvus", MILVUS), self.options["uri"], self.options["collection"]
-        if uri is None or "://" not in uri:
+        uri, self._name = self.options["uri"] or f"{self._folder.name}/milvus.db", self.options["collection"]
+        if "://" not in uri:
             _library("milvus_lite", MILVUS)
-        self._client = self._milvus.MilvusClient(uri or f"{self._folder.name}/milvus.db", token=self.options["token"])
+        self._client = _library("pymilvus", MILVUS).MilvusClient(uri, token=self.options["token"])
         if not self._client.has_collection(self._name):
             return False
         described = self._client.describe_collection(self._name)["fields"]
@@ -404,9 +376,9 @@ class MilvusIndex(Index):
         self.ids = np.array([row["item_id"] for row in rows], dtype=np.int64)
 
     def _build(self, vectors: np.ndarray) -> None:
-        self._folder = _private_folder()
+        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
         if not self._connect():
-            types, schema = self._milvus.DataType, self._client.create_schema()
+            types, schema = _library("pymilvus", MILVUS).DataType, self._client.create_schema()
             schema.add_field("item_id", types.INT64, is_primary=True)
             schema.add_field("item_vector", types.FLOAT_VECTOR, dim=self.dim)
             self._client.create_collection(self._name, schema=schema, consistency_level="Strong")
@@ -446,7 +418,7 @@ class MilvusIndex(Index):
             self._load()
 
     def _read(self, files: Mapping[str, bytes]) -> None:
-        self._folder = _private_folder()
+        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
         for name, content in files.items():
             path = Path(self._folder.name, name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -484,7 +456,7 @@ def measure(index: Index, queries: np.ndarray, exact_ids: np.ndarray) -> dict[st
 def enlarge(vectors: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     """``[n, D]`` clustered like a catalogue: unit vectors ``[m, D]`` with noise the size of the gap to the nearest.
 
-    Uniform random vectors have no neighbourhoods, and no index would find any: they flatter nobody and teach nothing.
+    Uniform random vectors have no neighbourhoods for an index to find.
     """
     generator = np.random.default_rng(seed)
     similarity = vectors @ vectors.T
@@ -506,26 +478,17 @@ def _library(module: str, packages: str) -> ModuleType:
         raise ImportError(f"this index needs {missing}: pip install {command} ({error})", name=missing) from error
 
 
-def _private_folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="dssm-index-", ignore_cleanup_errors=True)
-
-
 def _checked_vectors(vectors: Any, normalize: bool, dim: int | None = None, what: str = "vectors") -> np.ndarray:
     """``[n, D]`` float32, contiguous, finite, of unit length unless ``normalize`` is off."""
     array = np.asarray(vectors, dtype=np.float32, order="C")
-    if array.ndim != 2:
-        raise ValueError(f"{what} must be an array [n, D], got shape {array.shape}")
-    if dim not in (None, array.shape[1]):
-        raise ValueError(f"{what} have {array.shape[1]} dimensions, the index has {dim}")
-    bad = ~np.isfinite(array).all(axis=1)  # [n]
+    if array.ndim != 2 or dim not in (None, array.shape[1]):
+        raise ValueError(f"{what} must be an array [n, {dim or 'D'}], got shape {array.shape}")
+    length = np.linalg.norm(array, axis=1, keepdims=True)  # [n, 1], not finite where a number of the row is not
+    bad = ~np.isfinite(length) | ((length < 1e-12) & normalize)
     if bad.any():
-        raise ValueError(f"{what} hold NaN or infinity in {bad.sum()} rows, first row {bad.argmax()}")
-    if not normalize:
-        return array
-    length = np.linalg.norm(array, axis=1, keepdims=True)
-    if (length < 1e-12).any():
-        raise ValueError(f"{what}: row {length.argmin()} has length zero, so it has no direction and no cosine")
-    return array / length
+        why = f"hold NaN, infinity or zeros only in {bad.sum()} rows, first row {bad.argmax()}"
+        raise ValueError(f"{what} {why}: they have no direction and no cosine")
+    return array / length if normalize else array
 
 
 def _checked_ids(ids: Sequence[int], n: int) -> np.ndarray:
@@ -533,16 +496,6 @@ def _checked_ids(ids: Sequence[int], n: int) -> np.ndarray:
     if array.shape != (n,) or array.dtype.kind not in "iu":
         raise ValueError(f"{n} vectors need {n} whole numbers as ids, got shape {array.shape} of {array.dtype}")
     array = array.astype(np.int64)
-    values, counts = np.unique(array, return_counts=True)
-    if (counts > 1).any() or (values < 0).any():
-        raise ValueError(f"ids must be unique and not negative; {(counts > 1).sum()} repeat, the least is {values[0]}")
+    if len(np.unique(array)) < n or (array < 0).any():
+        raise ValueError(f"ids must be unique and not negative; got {len(np.unique(array))} different of {n}")
     return array
-
-
-def _checked_exclude(exclude: Exclude, n_queries: int) -> list[set[int]]:
-    entries = [()] * n_queries if exclude is None else list(exclude)
-    if n_queries == 1 and all(isinstance(entry, (int, np.integer)) for entry in entries):
-        entries = [entries]
-    if len(entries) != n_queries:
-        raise ValueError(f"exclude has {len(entries)} entries for {n_queries} queries; give one per query")
-    return [set() if entry is None else set(map(int, entry)) for entry in entries]

@@ -23,7 +23,7 @@ import numpy as np
 from . import __version__
 from .files import Manifest, file_digest, read_manifest, write_folder
 from .onnx_export import OnnxTower, export_onnx
-from .retrieval import Index, build_index, load_index
+from .retrieval import NOTHING, Index, build_index, load_index
 from .schema import Column, Schema
 from .vocabulary import FIRST, UNKNOWN, Vocabulary, load_vocabularies, save_vocabularies
 
@@ -57,25 +57,18 @@ def index_id(raw: RawId) -> int:
     return int.from_bytes(hashlib.sha256(str(raw).encode()).digest()[:8]) >> 1
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Offline: write the folder
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def export_bundle(
     path: str | Path, model: DSSM, data: EncodedData, train: np.ndarray, *, backend: str = "exact", **index_options: Any
 ) -> Path:
     """Write everything a server needs into one folder, complete or not at all (notebook 09, "The bundle").
 
-    Both towers as ONNX, the item vectors, the index over them, vocabularies, titles, training counts (the fallback),
-    the users' columns, and a manifest with the schema, versions, shapes and the SHA-256 of every file.
+    Both towers as ONNX, the item vectors and an index over them, vocabularies, titles, training counts (the fallback),
+    the users' columns, and a manifest. A bundle that is already there is replaced.
 
     Args:
-        path: the folder; a bundle that is already there is replaced.
         train: positions whose interactions count towards popularity.
-        backend: of the index: ``exact``, ``annoy``, ``faiss`` or ``milvus``.
-        index_options: passed on to ``build_index``. With ``backend="milvus"``, ``uri=`` and ``token=`` fill a
-            collection on a server, named after these very vectors; without, the bundle holds a Milvus Lite database.
+        backend, index_options: of ``build_index``. ``"milvus"`` with ``uri=`` and ``token=`` fills a collection on a
+            server, named after these very vectors; without, the bundle holds a Milvus Lite database.
 
     Raises:
         ValueError: a model without a history.
@@ -123,11 +116,6 @@ def _collection(vectors_digest: str) -> str:
     return f"items_{vectors_digest[:12]}"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Online: answer
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Recommendations:
     """What :meth:`Recommender.recommend` returns, best first; iterating gives (item_id, title, score).
@@ -172,15 +160,13 @@ class Request:
 class Catalogue:
     """What can be recommended at one moment; :meth:`Recommender.add_item` puts another in its place, whole.
 
-    Attributes:
-        index: of ``retrieval.py``. titles: raw id → title, the most popular first. added: raw id → vector ``[D]``.
-        raw_ids: index id → raw id. ids_by_title: folded title → raw ids; the first stands for the title.
+    ``titles``: raw id → title, the most popular first. ``added``: raw id → vector ``[D]``.
     """
 
     def __init__(self, index: Index, titles: dict[RawId, str], added: dict[RawId, np.ndarray]):
         self.index, self.titles, self.added = index, titles, added
         self.raw_ids = {index_id(raw): raw for raw in titles}
-        self.ids_by_title: dict[str, list[RawId]] = {}
+        self.ids_by_title: dict[str, list[RawId]] = {}  # folded title → raw ids; the first stands for the title
         for raw, title in titles.items():
             self.ids_by_title.setdefault(title.casefold(), []).append(raw)
 
@@ -193,30 +179,25 @@ class Recommender:
         vocabularies: by column. fields: what the manifest says. catalogue: the items as they are now.
     """
 
-    def __init__(self, manifest: Manifest, connection: Mapping[str, str]):
-        files = manifest.files
-        self.fields = manifest.fields
+    def __init__(self, manifest: Manifest, **connection: str):
+        self.fields, files = manifest.fields, manifest.files
         self.vocabularies = load_vocabularies(files["vocabularies.json"])
         self.user_tower = OnnxTower.load(files["user_tower.onnx"])
         self.item_tower = OnnxTower.load(files["item_tower.onnx"])
-        schema = Schema.from_json(self.fields["schema"])
-        self._columns = {side: {column.name: column for column in schema.of(side)} for side in ("user", "item")}
-        self._columns["user"] = {"user_id": Column("user_id", "user"), **self._columns["user"]}
+        self._columns = {"user": {"user_id": Column("user_id", "user")}, "item": {}}
+        for column in Schema.from_json(self.fields["schema"]).columns:
+            self._columns[column.side][column.name] = column
         self._users = dict(np.load(io.BytesIO(files["users.npz"])))
         self._vectors = np.load(io.BytesIO(files["item_vectors.npy"]))
         counts = np.load(io.BytesIO(files["popularity.npy"]))
         raw_ids, titles = self.vocabularies["item_id"].values.tolist(), json.loads(files["titles.json"])
         self._ids = [index_id(raw) for raw in raw_ids]
         self._counts = dict(zip(self._ids, counts.tolist(), strict=True))
-        inside = manifest.inside("index", "index")
-        index = None
-        if inside.fields["elsewhere"] or "uri" not in connection:
-            try:
-                index = load_index(inside, **connection)
-            except ValueError:  # the bytes are as exported, so it is the server that has no such collection yet
-                if "uri" not in connection:
-                    raise
-        if index is None:
+        try:
+            index = load_index(manifest.inside("index", "index"), **connection)
+        except ValueError:  # with sound bytes: the index is no Milvus, or this Milvus has no such collection yet
+            if not connection:
+                raise
             name = _collection(hashlib.sha256(files["item_vectors.npy"]).hexdigest())
             index = build_index(self._vectors, self._ids, backend="milvus", collection=name, **connection)
         popular = np.argsort(-counts, kind="stable").tolist()
@@ -228,18 +209,17 @@ class Recommender:
         """Open a bundle, from the very bytes that were compared with its manifest.
 
         Args:
-            uri: search in Milvus: a file name ending in ``.db`` for Milvus Lite, or the address of a server or
-                cluster, ``"http://host:19530"``. The collection is named after the bundle's item vectors. A bundle
-                exported to a server finds it filled; any other puts its own items there, beside what others added.
-                Default: the index in the bundle.
-            token: ``"user:password"`` or an API key for that server.
+            uri, token: search in Milvus instead of in the index of the bundle: a file ``"movies.db"`` for Milvus Lite,
+                or a server's ``"http://host:19530"`` with ``"user:password"`` or an API key. The collection is named
+                after the item vectors; where it is missing or belongs to no bundle, this one's items are put there,
+                beside what others added.
 
         Raises:
             FileNotFoundError, ValueError: no bundle, or a missing or altered file (named).
             ImportError: onnxruntime or the index library is not installed.
         """
         connection = {name: value for name, value in (("uri", uri), ("token", token)) if value is not None}
-        return cls(read_manifest(path, KIND), connection)
+        return cls(read_manifest(path, KIND), **connection)
 
     def __repr__(self) -> str:
         return f"Recommender({self.fields['dataset']!r}: {len(self.titles):,} items, index {self.index.backend!r})"
@@ -252,16 +232,13 @@ class Recommender:
     def titles(self) -> dict[RawId, str]:
         return self.catalogue.titles
 
-    # -- the request ------------------------------------------------------------------------------------------------
-
     def encode(self, user: RawId | Mapping[str, Any] | None = None, history: Sequence[RawId] | None = None) -> Request:
         """Raw values to indices; the first stage of :meth:`recommend`, where the arguments are described."""
         given, ignored = self._encode_columns("user", user if isinstance(user, Mapping) else {"user_id": user})
-        row = int(given["user_id"][0]) if "user_id" in given else UNKNOWN
+        row = int(given.get("user_id", [UNKNOWN])[0])
         batch = {name: given.get(name, table[row : row + 1]) for name, table in self._users.items()}
         items, seen = self._find_items([] if history is None else history)
-        latest = np.asarray(items[-self.fields["max_history"] :], dtype=object)
-        latest = self.vocabularies["item_id"].encode(latest)
+        latest = self.vocabularies["item_id"].encode(np.array(items[-self.fields["max_history"] :], dtype=object))
         batch["history"] = latest[None, ::-1]  # [1, L], the newest first, as in training
         if row != UNKNOWN:
             basis = "user"
@@ -310,19 +287,14 @@ class Recommender:
             seen.update(map(index_id, same))
         return items, seen
 
-    def find_titles(self, text: str, n: int = 5) -> list[str]:
-        """Titles that contain ``text``, the most popular first, then titles spelled alike."""
-        now, wanted = self.catalogue, text.strip().casefold()
-        inside = [title for title in now.ids_by_title if wanted in title] if wanted else []
-        alike = difflib.get_close_matches(wanted, now.ids_by_title, n=n, cutoff=0.5)
-        return [now.titles[now.ids_by_title[title][0]] for title in dict.fromkeys([*inside, *alike])][:n]
-
     def _no_such_title(self, text: str) -> str:
-        close = " or ".join(map(_quoted.repr, self.find_titles(text, 3)))
-        hint = f"did you mean {close}?" if close else "nothing is spelled like it."
+        """Names titles that contain ``text``, the most popular first, then titles spelled alike."""
+        now, wanted = self.catalogue, text.strip().casefold()
+        inside = [title for title in now.ids_by_title if wanted and wanted in title]
+        alike = difflib.get_close_matches(wanted, now.ids_by_title, cutoff=0.5)
+        close = [now.titles[now.ids_by_title[title][0]] for title in dict.fromkeys([*inside, *alike])][:3]
+        hint = f"did you mean {' or '.join(map(_quoted.repr, close))}?" if close else "nothing is spelled like it."
         return f"no item is called {_quoted.repr(text)}; {hint}"
-
-    # -- the answer -------------------------------------------------------------------------------------------------
 
     def recommend(
         self,
@@ -336,44 +308,28 @@ class Recommender:
             user: a raw user id, or a dict of any of ``user_id`` and the users' columns. Columns of a known user id are
                 filled in. What is missing or was never seen in training is "unknown"; a user about whom nothing is
                 known gets the most popular items.
-            history: raw item ids or titles, in the order they were met: **oldest first**. The latest decide the
-                vector, all of them are excluded. The server stores no interactions: what is not given did not happen.
-            k: at least 1, at most the number of items.
+            history: raw item ids or titles, **oldest first**. The latest decide the vector, all are excluded. The
+                server stores no interactions: what is not given did not happen.
 
         Raises:
             ValueError: a title that does not exist (close ones are listed), an unknown field, a value of the wrong
-                kind, a ``k`` out of range.
+                kind, a ``k`` that is not from 1 to the number of items.
         """
         now = self.catalogue
         if _checked("k", k, "a whole number") not in range(1, len(now.titles) + 1):
             raise ValueError(f"k must be between 1 and {len(now.titles)}, the number of items; got {_quoted.repr(k)}")
         request = self.encode(user, history)
         if request.basis == "popularity":
-            ranked = [(item, self._counts.get(item, 0)) for item in now.raw_ids]
+            unseen = (item for item in now.raw_ids if item not in request.seen)
+            best = {item: self._counts.get(item, 0) for item in islice(unseen, k)}
         else:
             vector = self.user_tower(request.batch)  # [1, D]
             found, cosines = now.index.search(vector, k, exclude=[request.seen], allow_fewer=True)
-            ranked = zip(found[0].tolist(), cosines[0].tolist(), strict=True)
-        # The index pads with -1 where fewer than k are left; another server may have added what was seen.
-        best = list(islice(((item, score) for item, score in ranked if item >= 0 and item not in request.seen), k))
-        items = [now.raw_ids.get(item, item) for item, _ in best]
+            best = dict(zip(found[0].tolist(), cosines[0].tolist(), strict=True))
+            best.pop(NOTHING, None)  # which pads the answer where fewer than k are left
+        items = [now.raw_ids.get(item, item) for item in best]  # another server may have added items to a Milvus
         titles = [now.titles.get(item, f"item {item}") for item in items]
-        return Recommendations(items, titles, [score for _, score in best], request.basis, request.ignored)
-
-    # -- the catalogue ----------------------------------------------------------------------------------------------
-
-    def item_vector(self, **columns: Any) -> np.ndarray:
-        """Unit vector ``[D]`` of an item that the model has never met, from raw values of the items' columns.
-
-        Raises:
-            ValueError: no value, an unknown column, a value of the wrong kind.
-        """
-        encoded, _ = self._encode_columns("item", columns)
-        if not encoded:
-            known = ", ".join(self._columns["item"]) or "none, this model tells items by their ids alone"
-            raise ValueError(f"of a new item the model sees only its columns, so give some: {known}")
-        unknown = {name: np.full((1,) * rank, UNKNOWN) for name, rank in self.item_tower.ranks.items()}
-        return self.item_tower(unknown | encoded)[0]
+        return Recommendations(items, titles, list(best.values()), request.basis, request.ignored)
 
     def add_item(self, item_id: RawId, title: str, **columns: Any) -> np.ndarray:
         """Put a new item into the index at once, from its columns alone; return its vector ``[D]``.
@@ -382,7 +338,8 @@ class Recommender:
         id of its own. Repeating the call replaces the item. The bundle's files stay as they are.
 
         Raises:
-            ValueError: the id belongs to an item the model was trained on, no title, or as :meth:`item_vector`.
+            ValueError: the id belongs to an item the model was trained on, no title, no column, an unknown column, a
+                value of the wrong kind.
         """
         vocabulary = self.vocabularies["item_id"]
         item_id = _checked("item_id", item_id, _kind_of(vocabulary))
@@ -390,7 +347,12 @@ class Recommender:
             raise ValueError(f"an item needs a title, got {_quoted.repr(title)}")
         if vocabulary.encode([item_id])[0] != UNKNOWN:
             raise ValueError(f"item {item_id} is already in the catalogue: {self.titles[item_id]}; use a new id")
-        vector = self.item_vector(**columns)
+        encoded, _ = self._encode_columns("item", columns)
+        if not encoded:
+            known = ", ".join(self._columns["item"]) or "none, this model tells items by their ids alone"
+            raise ValueError(f"of a new item the model sees only its columns, so give some: {known}")
+        unknown = {name: np.full((1,) * rank, UNKNOWN) for name, rank in self.item_tower.ranks.items()}
+        vector = self.item_tower(unknown | encoded)[0]
         with self._lock:
             now = self.catalogue
             added, titles = {**now.added, item_id: vector}, {**now.titles, item_id: title.strip()}
@@ -398,8 +360,8 @@ class Recommender:
                 index = now.index
                 index.add(vector, [index_id(item_id)])
             else:
-                # A request under way keeps the index it started with. Thousands of vectors take well under a second to
-                # build anew; with millions, keep what is new in a small exact index beside the large one.
+                # A request under way keeps the index it started with. With millions of items, keep what is new in a
+                # small exact index beside the large one.
                 vectors = np.concatenate([self._vectors, *(v[None] for v in added.values())])
                 ids = [*self._ids, *map(index_id, added)]
                 index = build_index(vectors, ids, backend=now.index.backend, **now.index.options)

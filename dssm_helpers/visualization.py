@@ -1,7 +1,6 @@
 """Pictures of the model and of what it has learned (notebook 07).
 
-Drawing the network needs ``torchview`` and ``graphviz`` from pip, and a renderer: Graphviz' own ``dot``, or the
-pip-installed ``graphviz-pure``. Everything else is matplotlib.
+Drawing the network needs ``torchview`` and a renderer: Graphviz' own ``dot``, or ``graphviz-pure`` from pip.
 """
 
 from __future__ import annotations
@@ -51,18 +50,12 @@ class Drawing:
 
 
 def find_renderer() -> Path:
-    """``dot`` of the system, else ``graphviz-pure`` (on the PATH or beside the running Python).
-
-    Raises:
-        RuntimeError: neither is there; the message has the command for each system.
-    """
+    """``dot`` of the system, else ``graphviz-pure``; without either a RuntimeError with the command for each system."""
     beside = str(Path(sys.executable).parent)  # a kernel of an environment that is not activated has no PATH to it
     found = shutil.which("dot") or shutil.which("graphviz-pure") or shutil.which("graphviz-pure", path=beside)
     if found is None:
-        raise RuntimeError(
-            "drawing a network needs Graphviz, but neither `dot` nor `graphviz-pure` is here. One command is enough:\n"
-            f"  any system       pip install graphviz-pure    (SVG and PNG, no PDF)\n{INSTALL}"
-        )
+        anywhere = "any system       pip install graphviz-pure    (SVG and PNG, no PDF)"
+        raise RuntimeError(f"drawing a network needs Graphviz. One command is enough:\n  {anywhere}\n{INSTALL}")
     return Path(found)
 
 
@@ -82,11 +75,7 @@ def visualize_model(
         batch: whatever the model takes; default two rows of padding. Only its shapes are drawn.
         save_dir: folder for ``<name>.<format>``; without it nothing is written.
         depth: levels of nesting to open: 1 shows the towers, 2 their parts, 3 every layer.
-        formats: of ``svg``, ``png``, ``pdf``. PDF needs Graphviz' own ``dot``.
-
-    Raises:
-        ValueError: an unknown format, a depth under 1, or PDF where the renderer cannot write it.
-        RuntimeError: no renderer; see :func:`find_renderer`.
+        formats: of ``svg``, ``png``, ``pdf``. PDF needs Graphviz' own ``dot``; without it a ValueError says so.
     """
     if depth < 1 or not set(formats) <= set(FORMATS):
         raise ValueError(f"depth must be at least 1, formats of {', '.join(FORMATS)}; got {depth} and {formats}")
@@ -100,13 +89,13 @@ def visualize_model(
         batch = {column: torch.zeros(shape, dtype=torch.long) for column, shape in shapes.items()}
     source = _trace(model, batch, name, depth)
     pictures, files = {}, {}
-    for kind in {"svg", *formats}:
+    for kind in dict.fromkeys(["svg", *formats]):
         command = [renderer, f"-T{kind}", f"-Gdpi={144 if kind == 'png' else 72}"]
         pictures[kind] = subprocess.run(command, input=source.encode(), stdout=subprocess.PIPE, check=True).stdout
-    for kind in formats if save_dir is not None else ():
-        files[kind] = Path(save_dir) / f"{name}.{kind}"
-        with write_atomically(files[kind]) as temporary:
-            temporary.write_bytes(pictures[kind])
+        if save_dir is not None and kind in formats:
+            files[kind] = Path(save_dir) / f"{name}.{kind}"
+            with write_atomically(files[kind]) as temporary:
+                temporary.write_bytes(pictures[kind])
     svg = pictures["svg"].decode().partition("<svg ")[2]
     return Drawing(f'<svg style="max-width:100%;height:auto" {svg}', files)
 
@@ -198,18 +187,14 @@ def draw_towers(model: DSSM, ax: Axes | None = None) -> Axes:
 def embedding_map(vectors: np.ndarray, method: str = "pca", seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
     """Two coordinates for each vector: ``[n, D]`` → ``[n, 2]`` (notebook 07, "A map of the movies").
 
-    Args:
-        method: ``"pca"``: the two directions of greatest spread, linear, distances shrink but do not lie. ``"tsne"``:
-            keeps near neighbours near (by cosine) and gives up the rest. L. van der Maaten, G. Hinton, JMLR 2008.
-        seed: the same seed gives the same map.
-        perplexity: t-SNE's idea of how many neighbours count; lowered where there are too few vectors.
+    ``"pca"``: the two directions of greatest spread, linear, distances shrink but do not lie. ``"tsne"``: keeps near
+    neighbours near (by cosine) and gives up the rest; ``perplexity`` is how many count, lowered where there are too few
+    vectors. L. van der Maaten and G. Hinton, JMLR 2008. The same seed gives the same map.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     vectors = np.asarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2 or min(len(vectors), 2 * vectors.shape[1]) < 4 or not np.isfinite(vectors).all():
-        raise ValueError(f"expected at least 4 finite vectors [n, D] with D from 2, got shape {vectors.shape}")
     if method == "pca":
         return PCA(2, svd_solver="full").fit_transform(vectors)
     if method == "tsne":

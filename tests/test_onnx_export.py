@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, notebook_definitions
@@ -16,10 +18,6 @@ from dssm_helpers.data import EncodedData
 from dssm_helpers.features import SequenceFeature, default_features
 from dssm_helpers.model import DSSM, evaluation_mode
 from dssm_helpers.onnx_export import PARTS, VARIANTS, OnnxTower, compress_onnx, export_onnx
-
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript")
-pytest.importorskip("onnxruntime")
 
 
 def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "recency:1", "recency:10")) -> DSSM:
@@ -185,7 +183,7 @@ def test_a_tower_runs_where_torch_cannot_be_imported(model, exported, tmp_path):
 def test_the_notebook_exports_the_same(model, exported, tmp_path):
     by_hand = notebook_definitions("08", "example_for", "export_tower")["export_tower"]
     by_hand(model.user_tower, tmp_path / "by_hand.onnx", "user_vector")
-    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "by_hand.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "by_hand.onnx")
     tower = OnnxTower.load(exported / "user.onnx")
     for length in (0, 1, 12):
         batch = random_batch(tower, 5, length)

@@ -1,8 +1,7 @@
-"""Indexes: every backend against exact search, bad input, saving, Milvus, and an Annoy that lies."""
+"""retrieval.py: every backend against exact search, bad input, saving, Milvus, and an Annoy that lies."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -47,9 +46,6 @@ def cases(options: dict[str, dict]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("options", options.values(), ids=options.keys())
 
 
-every_backend = cases(EXHAUSTIVE)
-
-
 @pytest.fixture
 def built():
     """``build_index`` whose indexes are closed after the test."""
@@ -75,10 +71,9 @@ def by_unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@every_backend
+@cases(EXHAUSTIVE)
 def test_equals_search_by_hand(built, options):
-    index = built(VECTORS, IDS, **options)
-    expected_ids, expected_scores = by_hand()
+    index, (expected_ids, expected_scores) = built(VECTORS, IDS, **options), by_hand()
     found, scores = index.search(QUERIES, 10)
     assert (found.dtype, scores.dtype, found.shape) == (np.int64, np.float32, (len(QUERIES), 10))
     assert (found == expected_ids[:, :10]).all()
@@ -124,16 +119,14 @@ def test_without_normalising_the_inner_product_prefers_long_vectors(built):
         assert (found.item(), scores.item()) == (1, pytest.approx(5.5))
 
 
-@every_backend
-def test_exclude_never_loses_results(built, options):
-    index = built(VECTORS, IDS, **options)
-    order, _ = by_hand()
+@cases(EXHAUSTIVE)
+def test_exclude_never_loses_results_and_takes_ids_of_any_size(built, options):
+    index, (order, _) = built(VECTORS, IDS, **options), by_hand()
     # the best ones, none, all but five, the worst ones, ids that are not there
-    seen = [order[0, :20], None, set(order[2, 5:].tolist()), order[3, 100:].tolist(), [3, 10**9]]
+    seen = [order[0, :20], (), set(order[2, 5:].tolist()), order[3, 100:].tolist(), [3, 2**63, 10**30, -(10**30)]]
     found, scores = index.search(QUERIES[:5], 5, exclude=seen)
     for row, excluded in enumerate(seen):
-        expected = order[row][~np.isin(order[row], [] if excluded is None else list(excluded))][:5]
-        assert (found[row] == expected).all(), row
+        assert found[row].tolist() == [item for item in order[row].tolist() if item not in set(excluded)][:5]
     assert np.isfinite(scores).all()
     assert (np.diff(scores, axis=1) <= 0).all()
 
@@ -145,13 +138,6 @@ def test_a_hasty_index_still_returns_k_unseen(built, options):
     found, scores = index.search(QUERIES, 50, exclude=[row[:250] for row in order])
     assert np.isfinite(scores).all()
     assert (np.sort(found, axis=1) == np.sort(order[:, 250:], axis=1)).all()
-
-
-def test_a_single_query_takes_its_ids_directly_and_of_any_size(built):
-    index = built(VECTORS, IDS)
-    best = by_hand()[0][0, :6]
-    for seen in (best[:3], best[:3].tolist(), set(best[:3]), [best[:3]], [*best[:3], 2**63, 10**30, -(10**30)]):
-        assert (index.search(QUERIES[0], 3, exclude=seen)[0][0] == best[3:]).all()
 
 
 def test_another_search_at_any_moment_of_a_search(built):
@@ -169,7 +155,7 @@ def test_another_search_at_any_moment_of_a_search(built):
     assert (index.search(**request)[0] == expected).all()
 
 
-@every_backend
+@cases(EXHAUSTIVE)
 def test_too_few_left_is_an_error_or_padding(built, options):
     index = built(VECTORS[:6], IDS[:6], **options)
     with pytest.raises(ValueError, match=r"k=7, but only 6 of 6 items are left"):
@@ -185,15 +171,15 @@ def test_too_few_left_is_an_error_or_padding(built, options):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v, i: (np.where(np.arange(DIM) == 3, np.nan, v), i), "NaN or infinity in 300 rows"),
-        (lambda v, i: (np.where(v == v[7, 0], np.inf, v), i), "NaN or infinity in 1 rows, first row 7"),
-        (lambda v, i: (v * (np.arange(N) != 4)[:, None], i), "row 4 has length zero"),
+        (lambda v, i: (np.where(np.arange(DIM) == 3, np.nan, v), i), "NaN, infinity or zeros only in 300 rows"),
+        (lambda v, i: (np.where(v == v[7, 0], np.inf, v), i), "NaN, infinity .* in 1 rows, first row 7"),
+        (lambda v, i: (v * (np.arange(N) != 4)[:, None], i), "zeros only in 1 rows, first row 4: .* no cosine"),
         (lambda v, i: (v[0], i), r"array \[n, D\], got shape \(16,\)"),
         (lambda v, i: (v[:0], []), "nothing to index"),
         (lambda v, i: (v, i[:-1]), r"300 vectors need 300 whole numbers as ids, got shape \(299,\)"),
-        (lambda v, i: (v, np.where(i == i[0], i[1], i)), "unique and not negative; 1 repeat"),
+        (lambda v, i: (v, np.where(i == i[0], i[1], i)), "unique and not negative; got 299 different of 300"),
         (lambda v, i: (v, i.astype(float)), "whole numbers as ids, got shape .* of float64"),
-        (lambda v, i: (v, i - 1000), "not negative; 0 repeat, the least is -950"),
+        (lambda v, i: (v, i - 1000), "unique and not negative"),
     ],
 )
 def test_bad_vectors_and_ids_are_named(change, message):
@@ -204,11 +190,11 @@ def test_bad_vectors_and_ids_are_named(change, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda index: index.search(QUERIES[:, :15], 3), "queries have 15 dimensions, the index has 16"),
-        (lambda index: index.search(np.full(DIM, np.nan), 3), "queries hold NaN or infinity in 1 rows, first row 0"),
+        (lambda index: index.search(QUERIES[:, :15], 3), r"queries .* \[n, 16\], got shape \(9, 15\)"),
+        (lambda index: index.search(np.full(DIM, np.nan), 3), "queries hold NaN, .*, first row 0"),
         (lambda index: index.search(QUERIES, 0), "k must be at least 1"),
         (lambda index: index.search(QUERIES, 3, exclude=[[1], [2]]), "exclude has 2 entries for 9 queries"),
-        (lambda index: index.add(np.ones((1, DIM + 1)), [1]), "vectors have 17 dimensions, the index has 16"),
+        (lambda index: index.add(np.ones((1, DIM + 1)), [1]), r"\[n, 16\], got shape \(1, 17\)"),
         (lambda index: index.add(VECTORS[:2], [1, 1]), "unique"),
         (lambda index: index.tune(nprobe=3), "cannot change after building"),
     ],
@@ -270,7 +256,7 @@ def test_what_cannot_be_updated_says_so(built):
     with pytest.raises(ValueError, match="read-only once built; call build_index again"):
         built(VECTORS, IDS, backend="annoy").add(VECTORS[:1], [1])
     graph = built(VECTORS, IDS, backend="faiss", kind="hnsw")
-    with pytest.raises(ValueError, match=rf"cannot replace a vector \(1 ids exist already, first {IDS[0]}\)"):
+    with pytest.raises(ValueError, match=rf"cannot replace a vector \(id {IDS[0]} exists\)"):
         graph.add(VECTORS[:1], IDS[:1])
     graph.add(-VECTORS[:1], [1])  # a new one is fine
     assert graph.search(-VECTORS[0], 1)[0].item() == 1
@@ -290,27 +276,13 @@ def test_a_saved_index_is_loaded_from_what_was_verified(built, options, tmp_path
         loaded = load_index(source)
         loaded.save(tmp_path / "index")  # onto itself
         assert all((one == other).all() for one, other in zip(expected, loaded.search(QUERIES, 10), strict=True))
-        assert sorted(loaded.ids) == sorted(IDS)
-        assert loaded.options == index.options
+        assert (sorted(loaded.ids), loaded.options) == (sorted(IDS), index.options)
         loaded.close()
     assert [p.name for p in tmp_path.iterdir()] == ["index"]  # nothing temporary is left
-
-
-@every_backend
-def test_altered_and_missing_files_are_named(built, options, tmp_path):
-    built(VECTORS, IDS, **options).save(tmp_path / "index")
-    names = json.loads((tmp_path / "index" / "manifest.json").read_text())["files"]
-    assert names
-    for name in names:
-        file = tmp_path / "index" / name
-        content = file.read_bytes()
-        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if content else b"1")
-        with pytest.raises(ValueError, match=rf"altered: {name} is not what was written"):
-            load_index(tmp_path / "index")
-        file.unlink()
-        with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
-            load_index(tmp_path / "index")
-        file.write_bytes(content)
+    altered = next(iter(read_manifest(tmp_path / "index", "index").files))
+    (tmp_path / "index" / altered).write_bytes(b"?")
+    with pytest.raises(ValueError, match=f"altered: {altered}"):
+        load_index(tmp_path / "index")
 
 
 @pytest.mark.parametrize(
@@ -332,7 +304,7 @@ def test_a_crafted_manifest_chooses_nothing(change, message, tmp_path, monkeypat
     assert [p.name for p in tmp_path.iterdir()] == ["index"]  # nothing was created elsewhere
 
 
-@every_backend
+@cases(EXHAUSTIVE)
 def test_a_failed_save_keeps_the_good_index(built, options, tmp_path, monkeypatch):
     index, other = built(VECTORS, IDS, **options), built(-VECTORS, IDS, **options)
     index.save(tmp_path / "index")
