@@ -60,10 +60,8 @@ class EncodedData:
         return len(self.user)
 
     def __repr__(self) -> str:
-        return (
-            f"EncodedData({self.name!r}: {len(self):,} interactions, "
-            f"{self.n_users - FIRST:,} users, {self.n_items - FIRST:,} items)"
-        )
+        users, items = self.n_users - FIRST, self.n_items - FIRST
+        return f"EncodedData({self.name!r}: {len(self):,} interactions, {users:,} users, {items:,} items)"
 
     def history(self, position: int) -> np.ndarray:
         """Indices of the user's items before ``position``, oldest first."""
@@ -103,23 +101,21 @@ def encode(
     """
     schema = schema or Schema()
     _check("interactions", interactions, [schema.user, schema.item, schema.time])
-    if not pd.api.types.is_integer_dtype(interactions[schema.time]):
-        example = interactions[schema.time].iloc[0]
-        raise ValueError(
-            f"interactions.{schema.time}: expected whole numbers, got {interactions[schema.time].dtype} such as "
-            f"{example!r}"
-        )
+    time = interactions[schema.time]
+    if not pd.api.types.is_integer_dtype(time):
+        found = f"{time.dtype} such as {time.iloc[0]!r}"
+        raise ValueError(f"interactions.{schema.time}: expected whole numbers, got {found}")
     vocabularies, tables, fitted, rows = {}, {}, [], {}
     for side, frame, key in (("user", users, schema.user), ("item", items, schema.item)):
         if frame is None:
             frame = interactions[[key]].drop_duplicates()
         columns = [c for c in schema.of(side) if c.name in frame.columns or not c.optional]
-        title = [schema.title] if side == "item" and schema.title else []
-        _check(f"{side}s", frame, [key, *(c.name for c in columns), *title])
+        title = schema.title if side == "item" and schema.title else key
+        _check(f"{side}s", frame, [key, title, *(c.name for c in columns)])
         _refuse_duplicates(f"{side}s", frame, [key])
         vocabulary = vocabularies[f"{side}_id"] = Vocabulary.fit(key, frame[key].to_numpy())
-        rows[side] = vocabulary.encode(interactions[key].to_numpy())
-        _refuse_strangers(rows[side], interactions[key], f"{side}s")
+        rows[side] = vocabulary.encode(interactions[key].to_numpy()).astype(np.int32)
+        _refuse_strangers(rows[side] == UNKNOWN, interactions[key], f"{side}s")
         index = vocabulary.encode(frame[key].to_numpy())
         tables[side] = {f"{side}_id": _placed(index, index, len(vocabulary))}
         for column in columns:
@@ -127,25 +123,21 @@ def encode(
             vocabularies[column.name], encoded = _encode_column(column, frame[column.name])
             tables[side][column.name] = _placed(index, encoded, len(vocabulary))
             fitted.append(column)
-        names = frame[schema.title] if title else frame[key]  # of the items, which come last
-    titles = ["(padding)", "(unknown)"] + [""] * (len(vocabulary) - FIRST)
-    for place, text in zip(index.tolist(), names.astype(str), strict=True):
-        titles[place] = text
-    _refuse_repeats(interactions, rows["user"], rows["item"], schema)
-    user = rows["user"].astype(np.int32)
-    order = np.lexsort((interactions[schema.time].to_numpy(), user))  # stable: equal times keep their original order
-    user = user[order]
+    titles = frame[title].astype(str).iloc[np.argsort(index)]  # of the items, which come last
+    _refuse_duplicates("interactions", interactions, [schema.user, schema.item])
+    order = np.lexsort((time.to_numpy(), rows["user"]))  # stable: equal times keep their original order
+    user = rows["user"][order]
     return EncodedData(
         name=name,
         schema=replace(schema, columns=tuple(fitted)),
         user=user,
-        item=rows["item"].astype(np.int32)[order],
-        timestamp=interactions[schema.time].to_numpy(dtype=np.int64)[order],
+        item=rows["item"][order],
+        timestamp=time.to_numpy(dtype=np.int64)[order],
         offsets=np.searchsorted(user, np.arange(len(vocabularies["user_id"]) + 1)),
         vocabularies=vocabularies,
         user_columns=tables["user"],
         item_columns=tables["item"],
-        titles=titles,
+        titles=["(padding)", "(unknown)", *titles],
     )
 
 
@@ -156,12 +148,12 @@ def _encode_column(column: Column, values: pd.Series) -> tuple[Vocabulary, np.nd
         vocabulary = Vocabulary.fit(column.name, normalised)
         return vocabulary, vocabulary.encode(normalised)
     lists = [column.split(value) for value in values]
-    length = np.fromiter(map(len, lists), dtype=np.int64)
     flat = column.normalise([entry for entries in lists for entry in entries])
     vocabulary = Vocabulary.fit(column.name, flat)
-    encoded = np.zeros((len(lists), max(1, length.max())), dtype=np.int64)
-    slot = np.arange(len(flat)) - np.repeat(np.cumsum(length) - length, length)
-    encoded[np.repeat(np.arange(len(lists)), length), slot] = vocabulary.encode(flat)
+    length = np.asarray([len(entries) for entries in lists])
+    present = np.arange(max(1, length.max())) < length[:, None]
+    encoded = np.zeros(present.shape, dtype=np.int64)
+    encoded[present] = vocabulary.encode(flat)
     return vocabulary, encoded
 
 
@@ -174,43 +166,28 @@ def _placed(index: np.ndarray, encoded: np.ndarray, n_rows: int) -> np.ndarray:
 
 
 def _check(table: str, frame: pd.DataFrame, columns: list[str]) -> None:
-    missing = [c for c in columns if c not in frame.columns]
-    if missing:
+    if missing := [column for column in columns if column not in frame.columns]:
         raise ValueError(f"{table}: missing column {', '.join(missing)}; found {', '.join(map(str, frame.columns))}")
     if frame.empty:
         raise ValueError(f"{table}: the table is empty; expected at least one row")
-    absent = frame[columns].isna().any()
-    if absent.any():
-        column = absent.idxmax()
-        rows = frame.index[frame[column].isna()].tolist()
-        raise ValueError(f"{table}.{column}: {len(rows)} missing values, first in row {rows[0]}; drop or fill them")
+    for column in columns:
+        absent = frame.index[frame[column].isna()]
+        if len(absent):
+            problem = f"{len(absent)} missing values, first in row {absent[0]}"
+            raise ValueError(f"{table}.{column}: {problem}; drop or fill them")
 
 
 def _refuse_duplicates(table: str, frame: pd.DataFrame, key: list[str]) -> None:
     twice = frame.duplicated(key)
     if twice.any():
-        first = frame.loc[twice, key].iloc[0].to_dict()
-        raise ValueError(
-            f"{table}: {int(twice.sum())} duplicate rows, first {first}; keep one each, for example with "
-            f"{table}.drop_duplicates({key})"
-        )
+        problem = f"{twice.sum()} duplicate rows, first {frame.loc[twice, key].iloc[0].to_dict()}"
+        raise ValueError(f"{table}: {problem}; keep one each, for example with {table}.drop_duplicates({key})")
 
 
-def _refuse_strangers(encoded: np.ndarray, raw: pd.Series, table: str) -> None:
-    strangers = encoded == UNKNOWN
+def _refuse_strangers(strangers: np.ndarray, raw: pd.Series, table: str) -> None:
     if strangers.any():
-        raise ValueError(
-            f"interactions: {int(strangers.sum())} rows have a {raw.name} that is not in {table}, "
-            f"first {raw[strangers].iloc[0]}; add it to {table} or drop those interactions"
-        )
-
-
-def _refuse_repeats(interactions: pd.DataFrame, user: np.ndarray, item: np.ndarray, schema: Schema) -> None:
-    # One number per (user, item): sorting tens of millions of them is several times faster than hashing pairs.
-    pairs = user * (item.max() + 1) + item
-    pairs.sort()
-    if (pairs[1:] == pairs[:-1]).any():
-        _refuse_duplicates("interactions", interactions, [schema.user, schema.item])
+        problem = f"{strangers.sum()} rows have a {raw.name} that is not in {table}, first {raw[strangers].iloc[0]}"
+        raise ValueError(f"interactions: {problem}; add it to {table} or drop those interactions")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +25,7 @@ FORMAT = 2
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.
-
-    Whoever opens ``path`` sees the old content or the new, never half of it.
+    """Yield a temporary path; rename it to ``path`` when the block ends without an error. Nobody sees half a file.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the message says which folder and what to do.
@@ -50,23 +48,17 @@ def write_folder(path: str | Path, kind: str, fields: Mapping[str, Any]) -> Iter
         fields: what the manifest says besides; read when the block ends, so it may be filled inside.
 
     Raises:
-        FileExistsError: ``path`` is a file, or a folder with files that no manifest lists: they would be lost.
+        FileExistsError: ``path`` is a file, a link, or a folder with files that no manifest lists: they would be lost.
         OSError: as :func:`write_atomically`.
     """
     path = Path(path)
-    _restore(path)
-    if others := _unlisted(path):
-        raise FileExistsError(
-            f"{path} holds other files ({', '.join(others[:3])}); give the {kind} a folder of its own"
-        )
     with _hidden_beside(path) as temporary:
         temporary.mkdir()
         yield temporary
-        digests = {name: hashlib.sha256(content).hexdigest() for name, content in _read_all(temporary).items()}
+        digests = {name: file_digest(temporary / name) for name in _names(temporary)}
         note = json.loads(_json({"format": FORMAT, "kind": kind, "fields": dict(fields), "files": digests}))
-        text = json.dumps({**note, "digest": digest(note)}, indent=1, ensure_ascii=False)
-        (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        _exchange(temporary, path)
+        (temporary / MANIFEST).write_text(json.dumps({**note, "digest": digest(note)}, indent=1) + "\n")
+        _patiently(lambda: _exchange(temporary, path))
 
 
 @dataclass(frozen=True)
@@ -91,35 +83,25 @@ def read_manifest(path: str | Path, kind: str) -> Manifest:
         FileNotFoundError: there is no such folder, or a file of it is missing (named).
         ValueError: another kind or format, an unreadable manifest, or an altered file (named).
     """
-    path = Path(path)
-    for patience in (True, True, True, True, False):
-        _restore(path)
-        if not path.exists():
-            raise FileNotFoundError(f"no {kind} at {path}; make one first, or check the path")
-        try:
-            return _verified(path, _read_all(path), kind)
-        except (FileNotFoundError, ValueError):
-            if not patience:
-                raise
-        time.sleep(0.02)  # a writer may have exchanged the folder between two of its files
-    raise AssertionError
+    return _patiently(lambda: _verified(Path(path), _read(Path(path)), kind))
 
 
 def _verified(path: Path, files: dict[str, bytes], kind: str) -> Manifest:
-    again = f"make the {kind} again"
     if MANIFEST not in files:
-        raise FileNotFoundError(f"no {kind} at {path}: {MANIFEST} is missing; {again}")
+        raise FileNotFoundError(f"no {kind} at {path} ({MANIFEST} is missing); make one first, or check the path")
+    again = f"make the {kind} again"
     try:
         note = json.loads(files[MANIFEST])
-        stated = note.pop("digest", None)
-        if note["format"] != FORMAT:
-            raise ValueError(f"{path} has format {note['format']!r}, this version reads {FORMAT}; {again}")
-        altered = stated != digest(note)
+        stated, version = note.pop("digest", None), note["format"]
         found, fields, digests = note["kind"], note["fields"], note["files"]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / MANIFEST} is damaged ({error!r}); {again}") from error
-    if altered or found != kind:
-        raise ValueError(f"{path} holds {'an altered manifest' if altered else f'a {found}, not a {kind}'}; {again}")
+    if version != FORMAT:
+        raise ValueError(f"{path} has format {version!r}, this version reads {FORMAT}; {again}")
+    if stated != digest(note):
+        raise ValueError(f"{path} holds an altered manifest; {again}")
+    if found != kind:
+        raise ValueError(f"{path} holds a {found}, not a {kind}; {again}")
     for name, wanted in digests.items():
         if name not in files:
             raise FileNotFoundError(f"the {kind} at {path} is incomplete: {name} is missing; {again}")
@@ -147,61 +129,67 @@ def _names(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def _read_all(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in _names(folder)}
-
-
-def _unlisted(path: Path) -> list[str]:
-    """What would be lost if a folder took the place of ``path``."""
-    if not path.is_dir() or path.is_symlink():
-        return [path.name] if path.exists() else []
-    names = _names(path)
-    if MANIFEST not in names:
-        return names
+def _unlisted(path: Path, new: Iterable[str]) -> list[str]:
+    """Files that would be lost if a folder with the files ``new`` took the place of ``path``."""
+    if path.is_symlink() or path.is_file():
+        return [path.name]
     try:
-        return sorted(set(names) - {MANIFEST, *json.loads((path / MANIFEST).read_bytes())["files"]})
-    except (ValueError, KeyError, TypeError):  # a damaged folder of ours may be replaced
-        return []
+        ours = {MANIFEST, *json.loads((path / MANIFEST).read_bytes())["files"]}
+    except (FileNotFoundError, KeyError, TypeError):  # nothing says that these files are ours
+        ours = set()
+    except ValueError:  # a damaged manifest: ours have the names of those that follow them
+        ours = set(new)
+    return [name for name in _names(path) if name not in ours]
 
 
-def _restore(path: Path) -> None:
-    """A kill between the two renames of :func:`_exchange` leaves ``path`` absent: bring the old folder back."""
-    for old in [] if path.exists() else path.parent.glob(f".{path.name}.*.old"):
-        with suppress(OSError):  # another process was quicker
-            os.replace(old, path)
+# A folder cannot be renamed over a full one, so the old steps aside under this name, whole, until the new is in place.
+ASIDE = ".{}.old"
 
 
-def _exchange(temporary: Path, path: Path) -> None:
-    """A folder cannot be renamed over a full one: the old steps aside, whole, and goes when the new is in its place."""
-    old = temporary.with_suffix(".old")
-    for patience in (True, True, True, False):
-        with suppress(FileNotFoundError):
-            os.replace(path, old)
-        try:
-            os.replace(temporary, path)
-            break
-        except OSError as error:
-            _restore(path)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not patience:
-                raise  # otherwise a reader has restored the old one, or another writer was quicker
+def _exchange(new: Path, path: Path) -> None:
+    old = path.with_name(ASIDE.format(path.name))
+    if lost := _unlisted(path, _names(new)):
+        raise FileExistsError(f"{path} holds other files ({', '.join(lost[:3])}); choose a folder of its own")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+    os.replace(new, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    old = path.with_name(ASIDE.format(path.name))
+    if old.exists() and not path.exists():  # a writer was killed between its two renames, or is at it
+        os.replace(old, path)
+    return {name: (path / name).read_bytes() for name in _names(path)}
+
+
+def _patiently(attempt: Callable[[], Any]) -> Any:
+    """Another process may exchange the folder in the midst of ``attempt``: then it starts anew, a few times."""
+    for _ in range(5):
+        try:
+            return attempt()
+        except (OSError, ValueError):
+            time.sleep(0.02)
+    return attempt()
 
 
 @contextmanager
 def _hidden_beside(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of ``path``, so that a rename stays on one file system; removed at the end."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    """A place for ``path`` in a hidden folder beside it, so that a rename stays on one file system."""
+    for left in path.parent.glob(f".{path.name}.????????.tmp"):
+        with suppress(FileNotFoundError):  # another writer has just removed its own
+            if time.time() - left.stat().st_mtime > 86_400:  # no write takes a day: its process was killed
+                shutil.rmtree(left, ignore_errors=True)
+    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
+        hidden.mkdir(parents=True)
+        yield hidden / path.name
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise
-        where = "free some space, or point DSSM_DATA_DIR and DSSM_ARTIFACTS_DIR to folders you can write"
-        text = f"cannot write {path.name} ({error.strerror}); {where}"
+        cure = "free some space, or point DSSM_DATA_DIR and DSSM_ARTIFACTS_DIR to folders you can write"
+        text = f"cannot write {path.name} ({error.strerror}); {cure}"
         raise OSError(error.errno, text, str(path.parent)) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary.exists():
-            temporary.unlink()
+        shutil.rmtree(hidden, ignore_errors=True)

@@ -6,22 +6,24 @@ be redistributed, so they are fetched (or found) and never shipped.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
-import logging
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pooch
 
-from .files import file_digest, write_atomically
+from .files import file_digest
 from .schema import Column, Schema
 from .settings import DATASETS, data_dir
 
@@ -36,20 +38,15 @@ OCCUPATIONS_1M = (
     "engineer", "tradesman", "none", "writer",
 )  # fmt: skip
 
-SCHEMA = Schema(
-    user="user_id",
-    item="movie_id",
-    time="timestamp",
-    title="title",
-    columns=(
-        Column("gender", "user"),
-        Column("age", "user", kind="number", bins=AGE_GROUPS, limits=(0, 130)),
-        Column("occupation", "user"),
-        Column("zip", "user", prefix=3, digits=5),  # the postal area: whole zip codes are nearly unique per user
-        Column("year", "item"),
-        Column("genres", "item", kind="list"),
-    ),
+COLUMNS = (
+    Column("gender", "user"),
+    Column("age", "user", kind="number", bins=AGE_GROUPS, limits=(0, 130)),
+    Column("occupation", "user"),
+    Column("zip", "user", prefix=3, digits=5),  # the postal area: whole zip codes are nearly unique per user
+    Column("year", "item"),
+    Column("genres", "item", kind="list"),
 )
+SCHEMA = Schema(user="user_id", item="movie_id", time="timestamp", title="title", columns=COLUMNS)
 RATINGS = ["user_id", "movie_id", "rating", "timestamp"]
 USERS = ["user_id", "gender", "age", "occupation", "zip"]
 MOVIES = ["movie_id", "title", "genres", "year"]
@@ -70,10 +67,8 @@ class MovieLens:
     movies: pd.DataFrame
 
     def __repr__(self) -> str:
-        return (
-            f"MovieLens({self.name!r}: {len(self.ratings):,} ratings, "
-            f"{len(self.users):,} users, {len(self.movies):,} movies)"
-        )
+        sizes = f"{len(self.ratings):,} ratings, {len(self.users):,} users, {len(self.movies):,} movies"
+        return f"MovieLens({self.name!r}: {sizes})"
 
 
 class DataUnavailable(RuntimeError):
@@ -88,28 +83,24 @@ HOSTS = (
 )
 
 
-@dataclass(frozen=True)
-class Archive:
-    """The SHA-256 of ``<name>.zip`` on every host, and what its ratings are once parsed."""
+class Archive(NamedTuple):
+    """The SHA-256 of ``<name>.zip`` on every host, and what its three tables are once parsed."""
 
     digest: str
-    n_ratings: int
-    ratings_digest: str | None = None  # known where a copy could be checked
-    wheel: tuple[str, str, str] | None = None  # (requirement, file name, SHA-256) of a public wheel with a copy
+    rows: tuple[int, int, int]  # ratings, users, movies
+    tables_digest: str | None = None  # known where a copy could be checked
+    wheel: tuple[str, str] | None = None  # file name and SHA-256 of a public wheel with a copy
 
 
+REQUIREMENT, WHEEL = "recbole==1.2.1", "recbole-1.2.1-py3-none-any.whl"
 ARCHIVES = {
     "ml-100k": Archive(
         digest="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
-        n_ratings=100_000,
-        ratings_digest="d0366dc73dcd6c6620782fc3436fc07a4a003fe17c863aee0829c53db6a8f574",
-        wheel=(
-            "recbole==1.2.1",
-            "recbole-1.2.1-py3-none-any.whl",
-            "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-        ),
+        rows=(100_000, 943, 1_682),
+        tables_digest="4d69398eb7bfc1957c9b6482316697af1e08e00cb9adc414029839e7061175cc",
+        wheel=(WHEEL, "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"),
     ),
-    "ml-1m": Archive(digest="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20", n_ratings=1_000_209),
+    "ml-1m": Archive("a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20", (1_000_209, 6_040, 3_883)),
 }
 
 
@@ -153,15 +144,16 @@ def load_movielens(
 def _sources(name: str, folder: Path, progress: bool) -> Iterator[tuple]:
     """In order: what a source is called, the function that gives a verified path, and its arguments."""
     archive, kept = ARCHIVES[name], folder / f"{name}.zip"
+    wheel, wheel_digest = archive.wheel or ("", "")
     yield kept, _verified, kept, archive.digest
     yield f"unpacked folder {folder / name}", _verified_folder, name, folder / name
-    requirement, wheel, digest = archive.wheel or ("", "", "")
     if wheel:
-        yield folder / wheel, _verified, folder / wheel, digest
+        yield folder / wheel, _verified, folder / wheel, wheel_digest
     for host in HOSTS:
-        yield f"{host}/{kept.name}", _download, f"{host}/{kept.name}", kept, archive.digest, progress
+        url, get = f"{host}/{kept.name}", pooch.HTTPDownloader(progressbar=progress, timeout=20)
+        yield url, _download, url, kept, archive.digest, get
     if wheel:
-        yield f"pip download {requirement}", _download_wheel, requirement, folder / wheel, digest
+        yield f"pip download {REQUIREMENT}", _download, REQUIREMENT, folder / wheel, wheel_digest, _pip_download
 
 
 def _verified(path: Path, digest: str) -> Path:
@@ -172,42 +164,39 @@ def _verified(path: Path, digest: str) -> Path:
 
 
 def _verified_folder(name: str, path: Path) -> Path:
-    """A folder with the original files. Its digest is not published, so the parsed ratings are compared instead."""
-    ratings, archive = parse(name, path).ratings, ARCHIVES[name]
-    if len(ratings) != archive.n_ratings:
-        raise ValueError(f"{len(ratings):,} ratings, expected {archive.n_ratings:,}; the folder is incomplete")
-    if archive.ratings_digest and ratings_digest(ratings) != archive.ratings_digest:
-        raise ValueError("the ratings differ from the published ones; left untouched")
+    """A folder with the original files. Their digests are not published, so the parsed tables are compared instead."""
+    tables, expected = parse(name, path), ARCHIVES[name]
+    rows = len(tables.ratings), len(tables.users), len(tables.movies)
+    if rows != expected.rows:
+        raise ValueError(f"{rows} ratings, users and movies, expected {expected.rows}; the folder is incomplete")
+    if expected.tables_digest not in (None, tables_digest(tables)):
+        raise ValueError("the tables differ from the published ones; left untouched")
     return path
 
 
-def ratings_digest(ratings: pd.DataFrame) -> str:
-    """SHA-256 of the ratings' four columns in file order, whatever format they came in."""
-    return hashlib.sha256(ratings[RATINGS].to_numpy(dtype="<i8").tobytes()).hexdigest()
+def tables_digest(tables: MovieLens) -> str:
+    """SHA-256 of all rows and columns of the three tables in file order, whatever format they came in."""
+    text = [table.to_csv(index=False, lineterminator="\n") for table in (tables.ratings, tables.users, tables.movies)]
+    return hashlib.sha256("".join(text).encode()).hexdigest()
 
 
-def _download(url: str, target: Path, digest: str, progress: bool) -> Path:
-    import pooch
-
+def _download(url: str, target: Path, digest: str, get: Callable) -> Path:
     if target.exists():  # it did not verify above: a file the user put there is never overwritten
         raise ValueError(f"{target} is in the way and is not the published file; move it away to download again")
-    pooch.get_logger().setLevel(logging.WARNING)  # the progress bar says what is going on
-    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=20)
-    pooch.retrieve(url, f"sha256:{digest}", fname=target.name, path=target.parent, downloader=downloader)
+    pooch.get_logger().setLevel("WARNING")  # the progress bar says what is going on
+    pooch.retrieve(url, f"sha256:{digest}", fname=target.name, path=target.parent, downloader=get)
     return target
 
 
-def _download_wheel(requirement: str, target: Path, digest: str) -> Path:
-    """Through whatever package index the user has configured for pip."""
+def _pip_download(requirement: str, output_file: str, _: object) -> None:
+    """A downloader for pooch, through whatever package index the user has configured for pip."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise OSError(done.stderr.strip() or f"pip ended with {done.returncode}")
-        fetched = _verified(Path(folder) / target.name, digest)
-        with write_atomically(target) as file:
-            shutil.copyfile(fetched, file)
-    return target
+        (wheel,) = Path(folder).iterdir()
+        shutil.copyfile(wheel, output_file)
 
 
 # -- From files to tables ----------------------------------------------------------------------------------------------
@@ -219,59 +208,67 @@ def parse(name: str, path: Path) -> MovieLens:
     Raises:
         ValueError: a missing file, or a value that is not what its column holds.
     """
+    users_100k = ["user_id", "age", "gender", "occupation", "zip"]
     if path.suffix == ".whl":
-        texts = _read(path, "recbole/dataset_example/ml-100k", "ml-100k.inter", "ml-100k.user", "ml-100k.item")
-        ratings = _table(texts[0], "\t", RATINGS, header=0)
-        users = _table(texts[1], "\t", ["user_id", "age", "gender", "occupation", "zip"], header=0)
-        movies = _table(texts[2], "\t", ["movie_id", "title", "released", "genres"], header=0)
+        ratings = _table(path, "ml-100k.inter", "\t", RATINGS, header=0)
+        users = _table(path, "ml-100k.user", "\t", users_100k, header=0)
+        movies = _table(path, "ml-100k.item", "\t", ["movie_id", "title", "released", "genres"], header=0)
         dated = movies["title"] + " (" + movies["released"] + ")"
         movies["title"] = dated.mask(movies["title"] == "unkonwn", "unknown")  # the copy misspells movie 267
         order = GENRES_100K.index
         movies["genres"] = ["|".join(sorted(genres.split(), key=order)) for genres in movies["genres"]]
     elif name == "ml-100k":
-        texts = _read(path, name, "u.data", "u.user", "u.item")
-        ratings = _table(texts[0], "\t", RATINGS)
-        users = _table(texts[1], "|", ["user_id", "age", "gender", "occupation", "zip"])
-        movies = _table(texts[2], "|", ["movie_id", "title", "released", "video", "imdb", *GENRES_100K])
+        ratings = _table(path, "u.data", "\t", RATINGS)
+        users = _table(path, "u.user", "|", users_100k)
+        movies = _table(path, "u.item", "|", ["movie_id", "title", "released", "video", "imdb", *GENRES_100K])
         flags = movies[list(GENRES_100K)].to_numpy() == 1
         movies["genres"] = ["|".join(np.asarray(GENRES_100K)[row]) for row in flags]
     else:
-        texts = [text.replace(b"::", b"\t") for text in _read(path, name, "ratings.dat", "users.dat", "movies.dat")]
-        ratings = _table(texts[0], "\t", RATINGS)
-        users = _table(texts[1], "\t", ["user_id", "gender", "age", "code", "zip"])
+        ratings = _table(path, "ratings.dat", "::", RATINGS)
+        users = _table(path, "users.dat", "::", ["user_id", "gender", "age", "code", "zip"])
         if not users["code"].between(0, len(OCCUPATIONS_1M) - 1).all():
             raise ValueError(f"users.dat: an occupation is no code from 0 to {len(OCCUPATIONS_1M) - 1}")
         users["occupation"] = np.asarray(OCCUPATIONS_1M)[users["code"]]
-        movies = _table(texts[2], "\t", ["movie_id", "title", "genres"])
+        movies = _table(path, "movies.dat", "::", ["movie_id", "title", "genres"])
     movies["title"] = movies["title"].str.split().str.join(" ")  # GroupLens has a few double spaces
     movies["year"] = movies["title"].str.extract(r".*\((\d{4})\)", expand=False).fillna("0").astype("int64")
     return MovieLens(name, ratings[RATINGS], users[USERS], movies[MOVIES])
 
 
-def _read(path: Path, inside: str, *names: str) -> list[bytes]:
-    """Files anywhere in a folder, or in the folder ``inside`` a zip, of which nothing else is read or unpacked."""
-    if path.is_file():
-        with zipfile.ZipFile(path) as archive:
-            return [archive.read(f"{inside}/{name}") for name in names]
-    found = {file.name: file for file in path.rglob("*")}
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"{missing[0]} is missing in {path}")
-    return [found[name].read_bytes() for name in names]
-
-
-def _table(raw: bytes, separator: str, columns: list[str], header: int | None = None) -> pd.DataFrame:
-    """Delimited text without quotes. A number such as 1.5, or a field too many, is refused."""
+def _table(path: Path, file: str, separator: str, columns: list[str], header: int | None = None) -> pd.DataFrame:
+    """Delimited text without quotes, of which a number such as 1.5, or a field too many, is refused."""
     text = ("gender", "occupation", "zip", "title", "genres", "released", "video", "imdb")
-    return pd.read_csv(
-        io.BytesIO(raw),
+    content = _read(path, file)
+    if separator == "::":  # pandas reads two characters slowly
+        content, separator = content.replace("::", "\t"), "\t"
+    table = pd.read_csv(
+        io.StringIO(content),
         sep=separator,
         names=columns,
         header=header,
-        encoding="latin-1" if header is None else "utf-8",  # the wheel's copy alone has headers, and is UTF-8
         dtype={column: str if column in text else "int64" for column in columns},
-        quoting=3,
+        quoting=csv.QUOTE_NONE,
         keep_default_na=False,
     )
+    if not isinstance(table.index, pd.RangeIndex):  # made of the first of too many fields
+        raise ValueError(f"{file}: expected {len(columns)} fields, found more")
+    return table
+
+
+def _read(path: Path, file: str) -> str:
+    """A file anywhere in a folder or a zip. Nothing is unpacked."""
+    if path.is_file():
+        with zipfile.ZipFile(path) as archive:
+            (inside,) = (name for name in archive.namelist() if name.endswith(f"/{file}"))
+            content = archive.read(inside)
+    elif found := next(path.rglob(file), None):
+        content = found.read_bytes()
+    else:
+        raise ValueError(f"{file} is missing in {path}")
+    try:
+        return content.decode("utf-8")  # the wheel's copy, or saved again by an editor
+    except UnicodeDecodeError:
+        return content.decode("latin-1")  # as GroupLens publishes it
 
 
 # -- Generated data ----------------------------------------------------------------------------------------------------
@@ -283,8 +280,7 @@ def synthetic(
     """Ratings with planted tastes, for tests, offline use and scaling runs. Never to be shown as real data.
 
     A user stays in a genre for a while, then moves to another of their three, and within a genre picks movies by a
-    long-tailed popularity: so what comes next depends on the last few movies, which is what a sequence model should
-    find and a popularity count cannot.
+    long-tailed popularity: so what comes next depends on the last few movies, as a sequence model should find.
 
     Args:
         n_ratings: exact number of rows.
@@ -294,9 +290,9 @@ def synthetic(
     n_users = n_users or max(20, n_ratings // 100)
     n_movies = n_movies or int(np.clip(8 * n_ratings**0.5, 400, 20_000))
     if min(n_ratings, n_users, n_movies) < 1 or n_ratings > 0.25 * n_users * n_movies:
+        given = f"{n_ratings:,} ratings of {n_users:,} users and {n_movies:,} movies"
         raise ValueError(
-            f"expected from 1 rating to a quarter of users × movies, got {n_ratings:,} ratings of {n_users:,} users "
-            f"and {n_movies:,} movies; give more users or movies"
+            f"expected from 1 rating to a quarter of users × movies, got {given}; give more users or movies"
         )
     random = np.random.default_rng(seed)
     genres = np.asarray(GENRES_100K[1:])[:n_movies]
@@ -316,32 +312,15 @@ def synthetic(
         _, chosen = np.unique(user * np.int64(n_movies) + movie, return_index=True)
     chosen = np.sort(random.choice(chosen, n_ratings, replace=False))
     movie_id = random.permutation(n_movies) + 1  # popularity does not show in the ids
-    ratings = pd.DataFrame(
-        {
-            "user_id": user[chosen].astype(np.int64) + 1,
-            "movie_id": movie_id[movie[chosen]],
-            "rating": random.integers(3, 6, n_ratings),
-            "timestamp": 874_724_710 + np.cumsum(random.integers(1, 600, n_ratings)),
-        }
-    )
-    users = pd.DataFrame(
-        {
-            "user_id": np.arange(1, n_users + 1),
-            "gender": random.choice(["F", "M"], n_users),
-            "age": random.integers(15, 70, n_users),
-            "occupation": random.choice(OCCUPATIONS_1M, n_users),
-            "zip": [f"{code:05d}" for code in random.integers(0, 100_000, n_users)],
-        }
-    )
-    first = genres[np.arange(n_movies) % len(genres)]
-    second = random.choice(genres, n_movies)
-    year = random.integers(1930, 1999, n_movies)
-    movies = pd.DataFrame(
-        {
-            "movie_id": movie_id,
-            "title": [f"Generated film {i} ({y})" for i, y in zip(movie_id, year, strict=True)],
-            "genres": [a if a == b else f"{a}|{b}" for a, b in zip(first, second, strict=True)],
-            "year": year,
-        }
-    )
-    return MovieLens("synthetic", ratings, users, movies)
+    ratings = pd.DataFrame({"user_id": user[chosen].astype(np.int64) + 1, "movie_id": movie_id[movie[chosen]]})
+    ratings["rating"] = random.integers(3, 6, n_ratings)
+    ratings["timestamp"] = 874_724_710 + np.cumsum(random.integers(1, 600, n_ratings))
+    users = pd.DataFrame({"user_id": np.arange(1, n_users + 1), "gender": random.choice(["F", "M"], n_users)})
+    users["age"] = random.integers(15, 70, n_users)
+    users["occupation"] = random.choice(OCCUPATIONS_1M, n_users)
+    users["zip"] = [f"{code:05d}" for code in random.integers(0, 100_000, n_users)]
+    first, second = genres[np.arange(n_movies) % len(genres)], random.choice(genres, n_movies)
+    movies = pd.DataFrame({"movie_id": movie_id, "year": random.integers(1930, 1999, n_movies)})
+    movies["title"] = [f"Generated film {i} ({year})" for i, year in movies.to_numpy()]
+    movies["genres"] = [a if a == b else f"{a}|{b}" for a, b in zip(first, second, strict=True)]
+    return MovieLens("synthetic", ratings, users, movies[MOVIES])

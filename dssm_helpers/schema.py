@@ -1,7 +1,7 @@
 """The one table of columns: what they are called, whose they are, and how a raw value becomes a category.
 
-Encoding (``data.py``), the default features (``features.py``) and serving (``serving.py``) follow it: a new column is
-one line in a schema. A schema is plain data: it travels in a bundle as JSON, and needs NumPy alone.
+Encoding, the default features and serving follow it: a new column is one line in a schema. A schema travels in a bundle
+as JSON, and needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Column:
     Args:
         name: of the column, and of the feature made from it.
         side: ``"user"`` or ``"item"``.
-        kind: ``category``: one value, text or a whole number. ``number``: becomes the lower bound of its group.
-            ``list``: several categories; text is split at ``separator``.
+        kind: ``category`` (text or a whole number), ``number`` (becomes the lower bound of its group) or ``list`` (of
+            categories; text is split at ``separator``).
         bins: lower bounds of the groups of a number; without them :meth:`fit` takes tenths of the values.
         limits: smallest and largest number that makes sense; others are refused.
         prefix: keep only this many first characters of a text.
@@ -43,11 +43,9 @@ class Column:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        for field, choices in (("kind", KINDS), ("side", SIDES)):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"column {self.name!r}: unknown {field} {getattr(self, field)!r}; choose from {', '.join(choices)}"
-                )
+        for field, given, known in (("kind", self.kind, KINDS), ("side", self.side, SIDES)):
+            if given not in known:
+                raise ValueError(f"column {self.name!r}: unknown {field} {given!r}; choose from {', '.join(known)}")
 
     def fit(self, values: Iterable) -> Column:
         """This column with bins, if it is a number without: the tenths of ``values``."""
@@ -64,20 +62,17 @@ class Column:
         """
         values = list(values)
         if self.kind == "number":
-            return self._groups(values)
+            low, high = self.limits or (-np.inf, np.inf)
+            for value in values:
+                if isinstance(value, (bool, str)) or not low <= value <= high:
+                    expected = f"between {low:g} and {high:g}" if self.limits else "a number"
+                    raise ValueError(f"{self.name}: expected {expected}, got {value!r}")
+            bins = np.asarray(self.bins, dtype=np.int64)
+            return bins[np.searchsorted(bins, np.asarray(values), side="right").clip(min=1) - 1]
         if self.prefix is None and self.digits is None:
             return np.asarray(values)
         text = [f"{v:0{self.digits}d}" if self.digits and isinstance(v, (int, np.integer)) else str(v) for v in values]
         return np.asarray([t.strip()[: self.prefix] for t in text], dtype=str)
-
-    def _groups(self, values: list) -> np.ndarray:
-        low, high = self.limits or (-np.inf, np.inf)
-        for value in values:
-            if isinstance(value, (bool, str)) or not low <= value <= high:
-                expected = f"between {low:g} and {high:g}" if self.limits else "a number"
-                raise ValueError(f"{self.name}: expected {expected}, got {value!r}")
-        bins = np.asarray(self.bins, dtype=np.int64)
-        return bins[np.searchsorted(bins, np.asarray(values), side="right").clip(min=1) - 1]
 
     def split(self, value: str | Iterable) -> list:
         """The entries of one value of a list column."""
@@ -109,8 +104,8 @@ class Schema:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Schema:
-        columns = [
-            Column(**{name: tuple(value) if isinstance(value, list) else value for name, value in column.items()})
-            for column in fields["columns"]
-        ]
+        columns = []
+        for column in fields["columns"]:  # JSON knows lists only
+            limits = tuple(column["limits"]) if column["limits"] else None
+            columns.append(Column(**{**column, "bins": tuple(column["bins"]), "limits": limits}))
         return cls(**{**fields, "columns": tuple(columns)})

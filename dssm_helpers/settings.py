@@ -1,9 +1,4 @@
-"""Every ``DSSM_*`` environment variable, read in one place, with the standard library alone.
-
-All are optional. They are read at each call, so a notebook may set one before it needs it.
-"""
-
-from __future__ import annotations
+"""Every ``DSSM_*`` environment variable: all optional, read at each call, with the standard library alone."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Raw values to indices and back, with NumPy alone (notebook 01, "Ids become indices").
 
-Index 0 is padding, index 1 is "unknown" (a value never seen at fit time), real values start at 2. Two of the classic
-two-tower bugs end here: a real item that shares the padding index, and a crash (or somebody else's embedding) for a
-new user.
+Index 0 is padding, index 1 is "unknown" (a value never seen at fit time), real values start at 2. So no real item
+shares the padding index, and a new user is neither a crash nor somebody else's embedding.
 """
 
 from __future__ import annotations
@@ -47,14 +46,11 @@ class Vocabulary:
         """Collect the distinct ``values`` of a column."""
         array = np.asarray(values)
         if array.dtype.kind == "O":  # pandas' text, or something missing
-            kind = str if any(isinstance(v, str) for v in array.flat) else (int, np.integer)
-            bad = [v for v in array.flat if not isinstance(v, kind)]
-            if bad:
-                raise ValueError(
-                    f"vocabulary {name!r}: {len(bad)} values are missing or of another kind than the rest, first "
-                    f"{bad[0]!r}; drop or fill them before fitting"
-                )
-            array = array.astype(str if kind is str else np.int64)
+            text = any(isinstance(v, str) for v in array.flat)
+            if bad := [v for v in array.flat if not isinstance(v, str if text else (int, np.integer))]:
+                problem = f"{len(bad)} values are missing or of another kind than the rest, first {bad[0]!r}"
+                raise ValueError(f"vocabulary {name!r}: {problem}; drop or fill them before fitting")
+            array = array.astype(str if text else np.int64)
         return cls(name, np.unique(array))
 
     def __len__(self) -> int:
@@ -78,17 +74,13 @@ class Vocabulary:
             ValueError: text given to a vocabulary of integers or the reverse. Silently, every value would be unknown.
         """
         array = np.asarray(values)
-        if not array.size:
-            return np.empty(array.shape, dtype=np.int64)
-        mixed = array.dtype.kind == "O"
-        sample = next((v for v in array.flat if v is not None), None) if mixed else array.flat[0].item()
+        sample = next((v for v in array.flat if v is not None), None)
         if sample is not None and isinstance(sample, str) != self.is_text:
-            raise ValueError(
-                f"vocabulary {self.name!r} holds {'text' if self.is_text else 'integers'}, "
-                f"e.g. {self.values[0].item()!r}; got {array.dtype} such as {sample!r}"
-            )
-        if mixed or array.dtype == np.uint64:  # text of pandas, something missing, or numbers beyond int64
-            return np.reshape([self._index.get(v, UNKNOWN) for v in array.ravel().tolist()], array.shape)
+            held = f"holds {'text' if self.is_text else 'integers'} such as {self.values[0]}"
+            raise ValueError(f"vocabulary {self.name!r} {held}, got {array.dtype} such as {sample}")
+        if array.dtype.kind not in "iU":  # text of pandas, something missing, or numbers beyond int64
+            indices = [self._index.get(v, UNKNOWN) for v in array.ravel().tolist()]
+            return np.asarray(indices, dtype=np.int64).reshape(array.shape)
         row = np.searchsorted(self.values, array).clip(max=len(self.values) - 1)
         return np.where(self.values[row] == array, row + FIRST, UNKNOWN)
 
@@ -99,9 +91,9 @@ class Vocabulary:
 
 def save_vocabularies(vocabularies: Mapping[str, Vocabulary], path: str | Path) -> None:
     """Write vocabularies as one JSON object ``{name: [values]}``."""
-    text = json.dumps({name: v.values.tolist() for name, v in vocabularies.items()}, ensure_ascii=False)
+    values = {name: vocabulary.values.tolist() for name, vocabulary in vocabularies.items()}
     with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
 
 
 def load_vocabularies(source: str | Path | bytes) -> dict[str, Vocabulary]:

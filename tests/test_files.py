@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -29,7 +32,7 @@ def write(path: Path, kind: str = "file", error: BaseException | None = None, te
 
 def test_writes_and_leaves_nothing_else(tmp_path):
     with write_atomically(tmp_path / "new" / "a.txt") as temporary:
-        assert temporary.parent == tmp_path / "new"  # the same file system, so that the rename is atomic
+        assert temporary.is_relative_to(tmp_path / "new")  # the same file system, so that the rename is atomic
         temporary.write_text("hello")
         assert not (tmp_path / "new" / "a.txt").exists()
     assert (tmp_path / "new" / "a.txt").read_text() == "hello"
@@ -65,17 +68,41 @@ def test_a_folder_says_what_it_is_and_gives_its_bytes(tmp_path):
     assert read_manifest(tmp_path / "outer", "outer").inside("inner", "thing").files == {"a": b"deep", "b": b"deep"}
 
 
-def test_a_folder_is_replaced_whole_and_only_if_its_manifest_lists_everything(tmp_path):
+@pytest.mark.parametrize("manifest", ["ours", "cut short", "another's", "none"])
+def test_a_strangers_file_in_a_folder_is_never_deleted(tmp_path, manifest):
     path = tmp_path / "x"
     write(path, "folder", text="old")
     write(path, "folder")
     assert names(path) == ["a", "b", MANIFEST]
     (path / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match=r"holds other files \(thesis.txt\); give the thing a folder of its own"):
+    if manifest == "none":
+        (path / MANIFEST).unlink()
+    elif manifest != "ours":
+        (path / MANIFEST).write_text({"cut short": '{"form', "another's": '{"name": "a web page"}'}[manifest])
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(FileExistsError, match=r"holds other files \(.*\); choose a folder of its own"):
         write(path, "folder")
-    assert (path / "thesis.txt").read_text() == "years of work"
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_a_folder_replaces_no_file_and_no_link(tmp_path, what):
+    write(tmp_path / "there", "file" if what == "file" else "folder")
+    path = tmp_path / "there"
+    if what == "link":
+        path = tmp_path / "link"
+        path.symlink_to(tmp_path / "there")
     with pytest.raises(FileExistsError, match="holds other files"):
-        write(path / "thesis.txt", "folder")
+        write(path, "folder", text="other")
+    assert path.is_symlink() == (what == "link")
+
+
+def test_a_damaged_folder_can_be_written_again(tmp_path):
+    write(tmp_path / "x", "folder", text="old")
+    (tmp_path / "x" / MANIFEST).write_text('{"form')
+    write(tmp_path / "x", "folder")
+    assert read_manifest(tmp_path / "x", "thing").fields == {"says": "new"}
 
 
 def altered(path: Path, change) -> None:
@@ -111,34 +138,32 @@ def test_damage_is_refused_by_name(tmp_path, harm):
 
 
 def test_nothing_or_another_kind_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no thing at .*x; make one first, or check the path"):
+    with pytest.raises(FileNotFoundError, match=r"no thing at .*x .*; make one first, or check the path"):
         read_manifest(tmp_path / "x", "thing")
     write(tmp_path / "x", "folder")
     with pytest.raises(ValueError, match="holds a thing, not a bundle"):
         read_manifest(tmp_path / "x", "bundle")
 
 
-def test_a_reader_during_exchanges_sees_the_old_or_the_new_and_never_fails(tmp_path):
-    path, stop, seen, failures = tmp_path / "x", threading.Event(), set(), []
+def test_readers_and_writers_of_one_folder_see_the_old_or_the_new_and_never_fail(tmp_path):
+    path, stop, seen = tmp_path / "x", threading.Event(), set()
     write(path, "folder", text="0")
 
     def read() -> None:
         while not stop.is_set():
-            try:
-                manifest = read_manifest(path, "thing")
-                seen.add((manifest.fields["says"], *(content.decode() for content in manifest.files.values())))
-            except Exception as error:
-                failures.append(repr(error))
+            manifest = read_manifest(path, "thing")
+            seen.add((manifest.fields["says"], *(content.decode() for content in manifest.files.values())))
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for n in range(150):
-        write(path, "folder", text=str(n % 2))
-    stop.set()
-    for reader in readers:
-        reader.join()
-    assert failures == []
+    def write_often() -> None:
+        for n in range(75):
+            write(path, "folder", text=str(n % 2))
+
+    with ThreadPoolExecutor(4) as pool:
+        readers, writers = [pool.submit(read) for _ in range(2)], [pool.submit(write_often) for _ in range(2)]
+        wait(writers)
+        stop.set()
+    for done in (*readers, *writers):
+        done.result()
     assert seen == {("0", "0", "0"), ("1", "1", "1")}
     assert names(tmp_path) == ["x"]
 
@@ -163,6 +188,14 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, the
         write(path, "folder")
     assert read_manifest(path, "thing").fields == {"says": "old" if then == "read" else "new"}
     assert names(tmp_path) == ["x"]
+
+
+def test_what_a_kill_left_goes_with_a_later_write(tmp_path):
+    for name, age in (("0123abcd", 2 * 86_400), ("4567cdef", 60)):
+        (tmp_path / f".x.{name}.tmp").mkdir()
+        os.utime(tmp_path / f".x.{name}.tmp", times=(time.time() - age,) * 2)
+    write(tmp_path / "x")
+    assert names(tmp_path) == [".x.4567cdef.tmp", "x"]  # the younger one may be at work
 
 
 def test_a_digest_does_not_depend_on_the_order_of_keys():
