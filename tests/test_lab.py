@@ -14,36 +14,31 @@ import pytest
 from conftest import NOTEBOOKS, ROOT
 
 
+def get(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"Authorization": "token course"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.read()
+
+
 @pytest.fixture
 def lab(tmp_path):
     """A running JupyterLab over the repository: its address, once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = (tmp_path / "lab.log").open("w")
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--port={port}"]
     command += ["--ip=127.0.0.1", "--IdentityProvider.token=course", f"--ServerApp.root_dir={ROOT}"]
-    server = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
+    address, log = f"http://127.0.0.1:{port}", tmp_path / "lab.log"
+    with log.open("w") as file, subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file) as server:
         for _ in range(120):
-            assert server.poll() is None, (tmp_path / "lab.log").read_text()
+            assert server.poll() is None, log.read_text()
             try:
                 get(f"{address}/api/status")
                 break
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.5)
         yield address
-    finally:
         server.terminate()
-        server.wait(timeout=20)
-        log.close()
-
-
-def get(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"Authorization": "token course"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return answer.read()
 
 
 @pytest.mark.slow

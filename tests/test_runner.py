@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import sys
 
+import conftest
 import nbformat
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from dssm_helpers.course import runner
+from dssm_helpers.course.scoreboard import read_results, write_results
 
 
 def notebook(*sources: str) -> nbformat.NotebookNode:
     cells = [nbformat.v4.new_markdown_cell("# 00 · Title\n\nAfter this you can see it.")]
     return nbformat.v4.new_notebook(cells=cells + [nbformat.v4.new_code_cell(source) for source in sources])
+
+
+RESULTS = {
+    "dataset": "ml-100k",
+    "seeds": 2,
+    "models": {
+        "popularity": {"hit@10": 0.1, "hit@100": 0.3, "ndcg@10": 0.05, "mrr": 0.04, "train_seconds": 0.0},
+        "dssm": {"hit@10": 0.25, "hit@100": 0.7, "ndcg@10": 0.13, "mrr": 0.1, "train_seconds": 21.4},
+    },
+    "notebook_seconds": {"00_first": 12.3},
+    "retrieval": {"items": 1000, "indexes": {"exact": {"p50_ms": 0.06}}},
+    "onnx": {
+        "max_difference": 3.2e-7,
+        "kib": {"float32": 1676.0, "int8": 444.0},
+        "hit@10": {"float32": 0.24, "int8": 0.23},
+        "speedup_over_torch": {"1": 2.2},
+    },
+    "serving": {
+        "hit@10_served": 0.24,
+        "p50_ms": 0.35,
+        "hit@10_cold_users": {"history only": 0.22, "nothing, popularity": 0.08},
+    },
+}
 
 
 @pytest.fixture
@@ -33,12 +57,15 @@ def course_folder(tmp_path, monkeypatch):
     return folder
 
 
-def test_run_writes_executed_copies_and_a_line_per_notebook(course_folder, tmp_path, capsys):
+def test_run_writes_executed_copies_a_line_per_notebook_and_their_seconds(course_folder, tmp_path, capsys):
     before = (course_folder / "01_second.ipynb").read_bytes()
+    folder = tmp_path / "artifacts" / "synthetic"
+    write_results(folder, {**RESULTS, "dataset": "synthetic"})
     assert runner.run("synthetic") == 0
-    copy = nbformat.read(tmp_path / "artifacts" / "synthetic" / "notebooks" / "01_second.ipynb", as_version=4)
+    copy = nbformat.read(folder / "notebooks" / "01_second.ipynb", as_version=4)
     assert copy.cells[1].outputs[0].text == "synthetic\n"
     assert (course_folder / "01_second.ipynb").read_bytes() == before
+    assert set(read_results(folder)["notebook_seconds"]) == {"00_first", "01_second"}
     assert "[2/2] 01_second" in capsys.readouterr().out
 
 
@@ -50,11 +77,6 @@ def test_a_failing_notebook_fails_the_run_and_keeps_the_committed_one(course_fol
     output = capsys.readouterr()
     assert "FAILED" in output.out
     assert "ZeroDivisionError" in output.err
-
-
-def test_only_runs_what_was_asked_for(course_folder, capsys):
-    assert runner.run("synthetic", only=["01"]) == 0
-    assert "00_first" not in capsys.readouterr().out
 
 
 def test_committed_outputs_come_from_empty_artifacts(course_folder, tmp_path):
@@ -78,13 +100,16 @@ def test_emptying_the_artifacts_never_takes_the_data_along(course_folder, tmp_pa
     assert (data / "ml-100k").exists()
 
 
-def test_damaged_results_do_not_spoil_a_run(course_folder, tmp_path, capsys):
+@pytest.mark.parametrize("damaged", ['{"models": {', "[]"])
+def test_damaged_results_do_not_spoil_a_run_and_are_not_lost(course_folder, tmp_path, capsys, damaged):
     path = tmp_path / "artifacts" / "synthetic" / "results.json"
     path.parent.mkdir(parents=True)
-    path.write_text('{"models": {')
-    assert runner.run("synthetic") == 0
-    assert "is damaged" in capsys.readouterr().err
-    assert path.read_text() == '{"models": {'
+    path.write_text(damaged)
+    assert runner.run("synthetic", only=["00"]) == 0
+    shown = capsys.readouterr().out
+    assert "is damaged" in shown
+    assert "01_second" not in shown
+    assert path.with_name("results.json.damaged").read_text() == damaged
 
 
 def test_unknown_notebook_numbers_are_refused(course_folder):
@@ -126,35 +151,15 @@ def test_student_copies_lose_the_solution_and_nothing_else():
     compile(source, "cell", "exec")
 
 
-RESULTS = {
-    "dataset": "ml-100k",
-    "seeds": 2,
-    "models": {
-        "popularity": {"hit@10": 0.1, "hit@100": 0.3, "ndcg@10": 0.05, "mrr": 0.04, "train_seconds": 0.0},
-        "dssm": {"hit@10": 0.25, "hit@100": 0.7, "ndcg@10": 0.13, "mrr": 0.1, "train_seconds": 21.4},
-    },
-    "notebook_seconds": {"00_first": 12.3},
-    "retrieval": {"items": 1000, "indexes": {"exact": {"p50_ms": 0.06}}},
-    "onnx": {
-        "max_difference": 3.2e-7,
-        "kib": {"float32": 1676.0, "int8": 444.0},
-        "hit@10": {"float32": 0.24, "int8": 0.23},
-        "speedup_over_torch": {"1": 2.2},
-    },
-    "serving": {
-        "hit@10_served": 0.24,
-        "p50_ms": 0.35,
-        "hit@10_cold_users": {"history only": 0.22, "nothing, popularity": 0.08},
-    },
-}
-
-
-def test_scoreboard_is_sorted_and_says_what_training_took():
-    rows = runner.scoreboard_markdown(RESULTS).splitlines()[2:]
-    assert rows[0].startswith("| **two-tower of this course**")
-    assert rows[0].endswith("| 0.250 | 0.700 | 0.130 | 0.100 | 21 s |")
-    assert rows[1].endswith("| – |")
-    assert "dssm" in runner.plain_scoreboard(RESULTS)
+def test_student_copies_find_the_package_they_import(course_folder, monkeypatch, tmp_path):
+    set_up = nbformat.read(conftest.notebook_paths()[0], as_version=4).cells[1].source
+    nbformat.write(notebook(f"{set_up}\nprint(root)"), course_folder / "00_first.ipynb")
+    (tmp_path / "dssm_helpers").symlink_to(ROOT / "dssm_helpers")
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    runner.student()
+    executed, _, error = runner.execute(tmp_path / "artifacts" / "student" / "00_first.ipynb", "synthetic")
+    assert error is None
+    assert executed.cells[1].outputs[0].text == f"{tmp_path}\n"
 
 
 def test_readme_is_filled_between_its_markers(course_folder):
@@ -183,13 +188,3 @@ def test_command_line_help_and_bad_names(capsys):
         runner.main(["run", "--dataset", "netflix"])
     assert ended.value.code == 2
     assert "ml-100k" in capsys.readouterr().err
-
-
-def test_results_of_a_run_survive_in_results_json(course_folder, tmp_path):
-    path = tmp_path / "artifacts" / "synthetic" / "results.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({**RESULTS, "dataset": "synthetic"}))
-    assert runner.run("synthetic") == 0
-    seconds = json.loads(path.read_text())["notebook_seconds"]
-    assert set(seconds) == {"00_first", "01_second"}
-    assert sys.version_info >= (3, 11)

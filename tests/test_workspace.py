@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import dssm_helpers
 from dssm_helpers import recipes
@@ -161,17 +162,15 @@ def test_item_vectors_belong_to_their_movielens_ids(workspace):
     np.testing.assert_allclose(vectors[[3, 40]], direct, atol=1e-5)
 
 
-def test_two_workspaces_in_another_order_agree(tables, tmp_path, monkeypatch, fits):
-    def run(folder, order):
+def test_the_order_of_training_changes_nothing(tables, tmp_path, monkeypatch, fits):
+    def run(folder, *order):
         monkeypatch.setenv("DSSM_ARTIFACTS_DIR", str(tmp_path / folder))
         ws = Workspace("synthetic", tables=tables, progress=False)
-        models = {name: ws.trained(name, 0)[0].state_dict() for name in order}
-        return {name: {k: v.clone() for k, v in models[name].items()} for name in sorted(models)}
+        weights = {name: nn.utils.parameters_to_vector(ws.trained(name)[0].parameters()) for name in order}
+        return [weights["dssm"], weights["dssm_mean"]]
 
-    first, second = run("one", ["dssm", "dssm_mean"]), run("two", ["dssm_mean", "dssm"])
+    assert all(map(torch.equal, run("one", "dssm", "dssm_mean"), run("two", "dssm_mean", "dssm")))
     assert len(fits) == 4
-    for name, state in first.items():
-        assert all(torch.equal(value, second[name][k]) for k, value in state.items()), name
 
 
 def test_the_same_seed_builds_the_same_model_and_another_does_not(data):
@@ -184,39 +183,41 @@ def test_the_same_seed_builds_the_same_model_and_another_does_not(data):
 
 
 def test_results_merge_by_section_and_carry_the_protocol(workspace, tables):
+    assert workspace.results() == {}
     workspace.record(models={"dssm": {"hit@10": 0.2}}, seeds=3)
     Workspace("synthetic", tables=tables, progress=False).record(models={"ease": {"hit@10": 0.1}}, retrieval={"a": 1})
     workspace.record(models={"dssm": {"hit@10": np.float32(0.5)}})
-    results = json.loads(workspace.results_path.read_text(encoding="utf-8"))
+    results = json.loads((workspace.folder / "results.json").read_text(encoding="utf-8"))
     assert results["models"] == {"dssm": {"hit@10": 0.5}, "ease": {"hit@10": 0.1}}
     assert (results["retrieval"], results["seeds"], results["dataset"]) == ({"a": 1}, 3, "synthetic")
     assert "leave last out; candidates are all items" in results["protocol"]
     assert workspace.results() == results
 
 
-def test_damaged_results_start_anew_with_a_word(workspace, capsys):
+@pytest.mark.parametrize("damaged", ['{"models": {', "[1, 2]", "\xff"])
+def test_damaged_results_are_kept_and_start_anew_with_a_word(workspace, capsys, damaged):
     workspace.record(models={"dssm": {}})
-    workspace.results_path.write_text('{"models": {', encoding="utf-8")
+    (workspace.folder / "results.json").write_text(damaged, encoding="latin-1")
     workspace.record(models={"ease": {}})
     assert workspace.results()["models"] == {"ease": {}}
-    assert capsys.readouterr().out.splitlines() == ["results.json is damaged; starting it anew"]
-
-
-def test_no_results_yet(workspace):
-    assert workspace.results() == {}
+    assert (workspace.folder / "results.json.damaged").read_text(encoding="latin-1") == damaged
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "results.json is damaged (" in line
 
 
 # -- names and settings -----------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_model_lists_the_known_ones(workspace):
-    with pytest.raises(ValueError, match=r"unknown model 'dsm'; choose one of dssm, dssm_mean"):
-        workspace.trained("dsm")
-
-
-def test_an_unknown_training_option_is_refused(workspace):
-    with pytest.raises(TypeError, match="learnrate"):
-        workspace.trained("dssm", learnrate=1)
+@pytest.mark.parametrize(
+    ("model", "options", "error", "said"),
+    [
+        ("dsm", {}, ValueError, r"unknown model 'dsm'; choose one of dssm, dssm_mean"),
+        ("dssm", {"learnrate": 1}, TypeError, "learnrate"),
+    ],
+)
+def test_unknown_names_are_refused(workspace, model, options, error, said):
+    with pytest.raises(error, match=said):
+        workspace.trained(model, **options)
 
 
 def test_an_unwritable_folder_says_what_to_do(tables, tmp_path, monkeypatch):

@@ -1,19 +1,21 @@
-"""Does this machine have what the course needs? Each row says ok, or the one command that fixes it (notebook 00)."""
+"""Does this machine have what the course needs? Each row says ok, or the one command that fixes it (notebook 00).
+
+Standard library alone: what is missing must be said, not crash the question.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-from packaging.version import Version
 
 from ..settings import artifacts_dir, data_dir, dataset_name, strict
 
@@ -30,16 +32,11 @@ PACKAGES: dict[str, dict[str, str]] = {
 }  # fmt: skip
 """Least versions, by the extras of ``pyproject.toml``."""
 
-ALIASES = {"annoy": "annoy-mm"}  # the same library as prebuilt wheels
-COMPILERS = ("c++", "g++", "clang++", "cl")
 FREE_GB = 2
 
-# In a process of its own, because a bad build of annoy may crash instead of answering wrongly.
-ANNOY_SCRIPT = """
-import numpy as np
-from dssm_helpers.retrieval import build_index
-build_index(np.random.default_rng(0).normal(size=(500, 16)), backend="annoy", n_trees=10)  # refuses wrong neighbours
-"""
+# The cure is printed first: a bad build of annoy may crash instead of answering wrongly, which an index refuses itself.
+PRINT_CURE = "from dssm_helpers.retrieval import ANNOY_CURE, build_index; print(ANNOY_CURE, flush=True)\n"
+TRIAL = 'import numpy as np; build_index(np.random.default_rng(0).normal(size=(500, 16)), backend="annoy", n_trees=10)'
 
 
 @dataclass(frozen=True)
@@ -56,23 +53,17 @@ class EnvironmentIncomplete(RuntimeError):
 
 
 class Report(list[Row]):
-    """All rows; the last value of a notebook's cell shows itself as a table."""
+    """All rows; the last value of a notebook's cell shows itself as a table, which is readable as text too."""
 
-    def __str__(self) -> str:
-        width = max(len(row.part) for row in self)
-        return "\n".join(f"{row.part:<{width}}  {row.fix or 'ok':<40}  {row.found}" for row in self)
-
-    __repr__ = __str__
-
-    def _repr_markdown_(self) -> str:
+    def __repr__(self) -> str:
         rows = [f"| {row.part} | {row.found} | {f'`{row.fix}`' if row.fix else 'ok'} |" for row in self]
         return "\n".join(["| part | found | verdict |", "|---|---|---|", *rows])
 
+    _repr_markdown_ = __repr__
+
 
 def check_environment(packages: Mapping[str, Mapping[str, str]] = PACKAGES) -> Report:
-    """Look at everything the course uses, one row per part (notebook 00).
-
-    Takes a second or two. Nothing is installed or changed, and nothing but the standard library is needed to look.
+    """Look at everything the course uses, one row per part (notebook 00). Nothing is installed or changed.
 
     Raises:
         EnvironmentIncomplete: with ``DSSM_STRICT=1``, if any row is not ok; the message repeats the fixes.
@@ -92,60 +83,56 @@ def by_system(linux: str, macos: str, windows: str) -> str:
 
 def check_python() -> Row:
     """Python 3.11 to 3.14."""
-    found = platform.python_version()
-    if PYTHON[0] <= sys.version_info[:2] <= PYTHON[1]:
+    found, (least, most) = platform.python_version(), PYTHON
+    if least <= sys.version_info[:2] <= most:
         return Row("Python", found)
-    fix = by_system(
-        "sudo apt install python3 python3-venv", "brew install python@3.13", "winget install Python.Python.3.13"
-    )
-    return Row("Python", f"{found}, needed 3.{PYTHON[0][1]} to 3.{PYTHON[1][1]}", fix)
+    windows = "winget install Python.Python.3.13"
+    fix = by_system("sudo apt install python3 python3-venv", "brew install python@3.13", windows)
+    return Row("Python", f"{found}, needed 3.{least[1]} to 3.{most[1]}", fix)
 
 
 def installed(package: str) -> str | None:
-    """Version of a package or of its alias; ``None`` if there is neither."""
-    for name in (package, ALIASES.get(package, package)):
-        try:
+    """Version of a package, annoy's also where it came as prebuilt wheels; ``None`` if there is none."""
+    for name in ("annoy", "annoy-mm") if package == "annoy" else (package,):
+        with suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return None
 
 
 def check_packages(group: str, wanted: Mapping[str, str]) -> Row:
     """Every package of a group, present and new enough."""
     versions = {name: installed(name) for name in wanted}
-    bad = [n for n, least in wanted.items() if versions[n] is None or Version(versions[n]) < Version(least)]
+    bad = [f'"{n}>={least}"' for n, least in wanted.items() if _numbers(versions[n] or "0") < _numbers(least)]
     found = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
-    return Row(
-        f"packages: {group}", found, "pip install " + " ".join(f'"{n}>={wanted[n]}"' for n in bad) if bad else ""
-    )
+    return Row(f"packages: {group}", found, "pip install " + " ".join(bad) if bad else "")
+
+
+def _numbers(version: str) -> list[int]:
+    """``"2.6.1+cpu"`` → ``[2, 6, 1]``."""
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def check_compiler() -> Row:
     """A C++ compiler, which annoy's source needs; none is needed where annoy is installed."""
-    compiler = next((name for name in COMPILERS if shutil.which(name)), None)
+    compiler = next((name for name in ("c++", "g++", "clang++", "cl") if shutil.which(name)), None)
     if compiler or installed("annoy"):
         return Row("C++ compiler", compiler or "none, and none needed: annoy is installed")
-    fix = by_system(
-        "sudo apt install g++ python3-dev",
-        "xcode-select --install",
-        "winget install Microsoft.VisualStudio.2022.BuildTools",
-    )
+    windows = "winget install Microsoft.VisualStudio.2022.BuildTools"
+    fix = by_system("sudo apt install g++ python3-dev", "xcode-select --install", windows)
     return Row("C++ compiler", "none, and annoy is built from source", fix)
 
 
-def check_annoy(script: str = ANNOY_SCRIPT) -> Row:
-    """Annoy's neighbours on a small index against exact search."""
+def check_annoy(trial: str = TRIAL) -> Row:
+    """Annoy's neighbours on a small index against exact search, in a process of its own."""
     part = "annoy against exact search"
     if not installed("annoy"):
         return Row(part, "annoy is missing", f"pip install annoy=={PACKAGES['retrieval']['annoy']}")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PRINT_CURE + trial], capture_output=True, text=True, timeout=60)
     if done.returncode == 0:
         return Row(part, "they agree")
-    from ..retrieval import ANNOY_CURE
-
     reason = (done.stderr.strip().splitlines() or [f"crashed with code {done.returncode}"])[-1]
-    return Row(part, reason.replace(ANNOY_CURE, "").strip(), ANNOY_CURE)
+    cure = done.stdout.strip()  # empty where numpy is missing
+    return Row(part, reason.replace(cure, "").strip(), cure or "install the packages above")
 
 
 def check_graphviz() -> Row:
@@ -163,12 +150,10 @@ def check_threads() -> Row:
     return Row("torch threads", f"{os.cpu_count()} cores, OMP_WAIT_POLICY {policy}", fix)
 
 
-def check_disk(needed_gb: float = FREE_GB) -> Row:
+def check_disk() -> Row:
     """Room where data and artefacts will be written."""
-    free = math.inf
-    for folder in (data_dir(), artifacts_dir(dataset_name())):
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free = min(free, shutil.disk_usage(existing).free / 1e9)
-    found = f"{free:.1f} GB" if free < 10 else "more than 10 GB"
+    folders = [folder.absolute() for folder in (data_dir(), artifacts_dir(dataset_name()))]
+    there = [next(path for path in (folder, *folder.parents) if path.exists()) for folder in folders]
+    free = min(shutil.disk_usage(folder).free for folder in there) / 1e9
     fix = "export DSSM_DATA_DIR=/larger/disk/data DSSM_ARTIFACTS_DIR=/larger/disk/artifacts"
-    return Row("free disk", found, "" if free >= needed_gb else fix)
+    return Row("free disk", f"{free:.1f} GB" if free < 10 else "more than 10 GB", fix if free < FREE_GB else "")

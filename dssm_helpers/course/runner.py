@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..files import write_atomically
 from ..settings import DATASETS, artifacts_dir, data_dir, project_root
-from .scoreboard import draw_scoreboard, plain_scoreboard, scoreboard_markdown
+from .scoreboard import draw_scoreboard, plain_scoreboard, read_results, scoreboard_markdown, write_results
 
 ROOT = project_root()
 NOTEBOOKS = ROOT / "notebooks"
@@ -37,12 +37,10 @@ def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str
     """Run one notebook in its own kernel: the executed copy, the seconds, and the error if there was one."""
     notebook = nbformat.read(path, as_version=4)
     os.environ["DSSM_DATASET"] = dataset
-    started = time.perf_counter()
-    error = None
+    # A kernel on this machine warns that its connection to this machine is not encrypted; only errors matter here.
+    quiet, folder = ["--IPKernelApp.log_level=ERROR"], {"metadata": {"path": str(path.parent)}}
+    started, error = time.perf_counter(), None
     try:
-        # A kernel on this machine warns that its connection to this machine is not encrypted; only errors matter here.
-        quiet = ["--IPKernelApp.log_level=ERROR"]
-        folder = {"metadata": {"path": str(path.parent)}}
         NotebookClient(notebook, timeout=1800, resources=folder, extra_arguments=quiet).execute()
     except (CellExecutionError, CellTimeoutError) as failure:
         error = str(failure)
@@ -51,31 +49,31 @@ def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Take out what differs between runs or machines (timestamps, widget state, paths) and shrink the pictures."""
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-        merged: list[nbformat.NotebookNode] = []
-        for output in cell.get("outputs", []):
-            same_stream = merged and output.output_type == "stream" and output.name == merged[-1].get("name")
-            if same_stream:  # a progress bar arrives in many pieces
-                merged[-1].text += output.text
-            else:
-                merged.append(output)
         if cell.cell_type == "code":
-            cell.outputs = merged
-        for output in merged:
+            cell.outputs = _merged(cell.outputs)
+        for output in cell.get("outputs", []):
             if output.output_type == "stream":
                 # A progress bar redraws its line after a carriage return; keep what stands at the end.
-                output.text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
-                output.text = output.text.replace(str(ROOT), "…").replace(str(Path.home()), "~")
+                text = "\n".join(line.rstrip("\r").split("\r")[-1] for line in output.text.split("\n"))
+                output.text = text.replace(str(ROOT), "…").replace(str(Path.home()), "~")
             elif "image/png" in output.get("data", {}):
                 output.data["image/png"] = with_palette(output.data["image/png"])
     return notebook
+
+
+def _merged(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Neighbouring pieces of a stream as one output: a progress bar arrives in many."""
+    merged: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if merged and output.output_type == "stream" and output.name == merged[-1].get("name"):
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
 
 
 def with_palette(png: str, colours: int = 128) -> str:
@@ -103,20 +101,19 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
     """
     folder = artifacts_dir(dataset)
     target = NOTEBOOKS if in_place else folder / "notebooks"
-    paths = notebook_paths()
-    numbers = [p.stem[:2] for p in paths]
-    if unknown := set(only or []) - set(numbers):
-        raise ValueError(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(numbers)}")
-    paths = [p for p in paths if not only or p.stem[:2] in only]
+    paths = {path.stem[:2]: path for path in notebook_paths()}
+    if unknown := set(only or []) - set(paths):
+        raise ValueError(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(paths)}")
     if in_place and not only and folder.exists():  # committed outputs and times are those of a fresh clone
         if data_dir().resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"the data folder {data_dir()} lies in {folder}, which is to be emptied; move it")
         shutil.rmtree(folder)
+    chosen = [path for number, path in paths.items() if not only or number in only]
     target.mkdir(parents=True, exist_ok=True)
-    print(f"Running {len(paths)} notebooks on {dataset}", flush=True)
+    print(f"Running {len(chosen)} notebooks on {dataset}", flush=True)
     failed, seconds = [], {}
-    for number, path in enumerate(paths, 1):
-        print(f"[{number}/{len(paths)}] {path.stem:<34}", end="", flush=True)
+    for number, path in enumerate(chosen, 1):
+        print(f"[{number}/{len(chosen)}] {path.stem:<34}", end="", flush=True)
         notebook, seconds[path.stem], error = execute(path, dataset)
         if error is None or not in_place:
             with write_atomically(target / path.name) as temporary:
@@ -125,29 +122,17 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
         if error:
             failed.append(path.stem)
             print(re.sub(r"\x1b\[[0-9;]*m", "", error), file=sys.stderr)
-    results_path = folder / "results.json"
-    results = _read_results(results_path)
-    if results:
+    if results := read_results(folder):
         results["notebook_seconds"] = {**results.get("notebook_seconds", {}), **seconds}
-        with write_atomically(results_path) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_results(folder, results)
         print(f"\n{plain_scoreboard(results)}")
     if failed:
-        print(f"\n{len(failed)} of {len(paths)} notebooks failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"\n{len(failed)} of {len(chosen)} notebooks failed: {', '.join(failed)}", file=sys.stderr)
         return 1
-    print(f"\nExecuted notebooks: {target}\nAll figures:        {results_path}\nRead on:            make lab")
+    print(
+        f"\nExecuted notebooks: {target}\nAll figures:        {folder / 'results.json'}\nRead on:            make lab"
+    )
     return 0
-
-
-def _read_results(path: Path) -> dict:
-    """What the notebooks have measured; empty, with a word, where there is nothing to read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        print(f"{path} is damaged ({error}): no scoreboard; run notebook 05 again", file=sys.stderr)
-        return {}
 
 
 def map_markdown(results: dict) -> str:
@@ -200,10 +185,9 @@ def fill_block(text: str, name: str, content: str) -> str:
 
 def render_readme(text: str, results: dict) -> str:
     """Fill the README's scoreboard, map of notebooks and table of deployment figures."""
-    parts = {"scoreboard": scoreboard_markdown, "map": map_markdown, "deployment": deployment_markdown}
-    for name, render in parts.items():
-        text = fill_block(text, name, render(results))
-    return text
+    text = fill_block(text, "scoreboard", scoreboard_markdown(results))
+    text = fill_block(text, "map", map_markdown(results))
+    return fill_block(text, "deployment", deployment_markdown(results))
 
 
 def publish() -> None:
@@ -230,7 +214,7 @@ def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def student() -> int:
-    """Write the student copies; they find the package by walking up to the clone."""
+    """Write the student copies, inside the clone: their first cell finds the package by walking up."""
     target = ROOT / "artifacts" / "student"
     target.mkdir(parents=True, exist_ok=True)
     for path in notebook_paths():

@@ -1,10 +1,11 @@
-"""The scoreboard of a results file, for the terminal and for the README: as text, as a table and as a picture.
+"""The results file of a data set, and its scoreboard: as text for the terminal, as table and picture for the README.
 
-A results file is ``{"dataset": …, "seeds": …, "models": {name: {"hit@10": …, "train_seconds": …}}}``.
+``results.json`` is ``{"dataset": …, "seeds": …, "models": {name: {"hit@10": …, "train_seconds": …}}}``.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,29 @@ MODELS = {
 }
 DATASETS = {"ml-100k": "MovieLens-100K", "ml-1m": "MovieLens-1M", "synthetic": "generated data"}
 BLUE, RED, GREY, BLACK = "#0072B2", "#D55E00", "#A9B4BD", "#222222"
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """``results.json`` in ``folder``; empty where there is none. A damaged one is kept beside it, with a word."""
+    path = folder / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(results, dict):
+            return results
+        error = f"it holds a {type(results).__name__}"
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as damage:
+        error = str(damage)
+    path.replace(f"{path}.damaged")
+    print(f"{path} is damaged ({error}); it is kept as results.json.damaged, and notebooks 05 to 10 measure again")
+    return {}
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write ``results.json``, whole or not at all."""
+    with write_atomically(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1, default=float) + "\n", encoding="utf-8")
 
 
 def ranked_models(results: Mapping[str, Any], by: str = "ndcg@10") -> list[tuple[str, Mapping[str, Any]]]:

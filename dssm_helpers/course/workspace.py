@@ -23,12 +23,13 @@ import dssm_helpers
 from ..data import EncodedData, encode, make_split
 from ..evaluation import TwoTowerScorer, evaluate
 from ..features import BatchBuilder
-from ..files import Manifest, digest, read_manifest, write_atomically, write_folder
+from ..files import Manifest, digest, read_manifest, write_folder
 from ..model import DSSM
 from ..movielens import SCHEMA, MovieLens, load_movielens
 from ..recipes import build_model, find_recipe
 from ..settings import artifacts_dir, dataset_name, device_name, seeds
 from ..training import Trainer, TrainingConfig, load_weights, resolve_device, save_weights
+from .scoreboard import read_results, write_results
 
 PROTOCOL = "candidates are all items the user has not had; ties count half; choices on validation, figures on test"
 KIND = "trained model"
@@ -130,19 +131,9 @@ class Workspace:
 
     # -- results ----------------------------------------------------------------------------------------------------
 
-    @property
-    def results_path(self) -> Path:
-        return self.folder / "results.json"
-
     def results(self) -> dict[str, Any]:
         """Everything measured so far."""
-        try:
-            return json.loads(self.results_path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except ValueError:
-            print(f"{self.results_path.name} is damaged; starting it anew")
-            return {}
+        return read_results(self.folder)
 
     def record(self, **sections: Any) -> None:
         """Merge sections (``models=…``, ``retrieval=…``) into ``results.json``."""
@@ -150,8 +141,7 @@ class Workspace:
         for name, section in sections.items():
             merge = isinstance(section, dict) and isinstance(results.get(name), dict)
             results[name] = {**results[name], **section} if merge else section
-        with write_atomically(self.results_path) as temporary:
-            temporary.write_text(json.dumps(results, indent=1, default=float) + "\n", encoding="utf-8")
+        write_results(self.folder, results)
 
 
 def code_digest() -> str:
