@@ -1,8 +1,7 @@
 """What the DSSM course builds, readable in an evening.
 
 :data:`MODULES` is the order of imports: a module imports only modules before it, and never ``dssm_helpers.course``, the
-school around this library. Importing the package is cheap and needs no torch: ``serving`` runs where torch is not
-installed.
+school around this library. The package itself needs no torch: ``serving`` runs where torch is not installed.
 """
 
 import os as _os
@@ -20,11 +19,7 @@ MODULES = (
 
 
 def seed_everything(seed: int = 0) -> None:
-    """Seed Python's, NumPy's and torch's global generators (notebook 01, set-up cell).
-
-    Code in this package takes explicit generators where it draws random numbers; this call covers what remains:
-    weight initialisation and third-party libraries.
-    """
+    """Seed Python's, NumPy's and torch's global generators (notebook 01): for the first weights and other libraries."""
     import random
 
     import numpy as np

@@ -1,7 +1,6 @@
 """Interactions as flat arrays of indices, split by time (notebook 01).
 
-A table of interactions (who, what, when), and tables of users and items with any columns beside them, declared by a
-:class:`~dssm_helpers.schema.Schema`. Nothing here knows where they come from.
+Nothing here knows where the tables come from: a :class:`~dssm_helpers.schema.Schema` declares their columns.
 """
 
 from __future__ import annotations
@@ -115,7 +114,10 @@ def encode(
         _refuse_duplicates(f"{side}s", frame, [key])
         vocabulary = vocabularies[f"{side}_id"] = Vocabulary.fit(key, frame[key].to_numpy())
         rows[side] = vocabulary.encode(interactions[key].to_numpy()).astype(np.int32)
-        _refuse_strangers(rows[side] == UNKNOWN, interactions[key], f"{side}s")
+        strangers = interactions.loc[rows[side] == UNKNOWN, key]
+        if len(strangers):
+            problem = f"{len(strangers)} rows have a {key} that is not in {side}s, first {strangers.iloc[0]}"
+            raise ValueError(f"interactions: {problem}; add it to {side}s or drop those interactions")
         index = vocabulary.encode(frame[key].to_numpy())
         tables[side] = {f"{side}_id": _placed(index, index, len(vocabulary))}
         for column in columns:
@@ -171,8 +173,7 @@ def _check(table: str, frame: pd.DataFrame, columns: list[str]) -> None:
     if frame.empty:
         raise ValueError(f"{table}: the table is empty; expected at least one row")
     for column in columns:
-        absent = frame.index[frame[column].isna()]
-        if len(absent):
+        if len(absent := frame.index[frame[column].isna()]):
             problem = f"{len(absent)} missing values, first in row {absent[0]}"
             raise ValueError(f"{table}.{column}: {problem}; drop or fill them")
 
@@ -182,12 +183,6 @@ def _refuse_duplicates(table: str, frame: pd.DataFrame, key: list[str]) -> None:
     if twice.any():
         problem = f"{twice.sum()} duplicate rows, first {frame.loc[twice, key].iloc[0].to_dict()}"
         raise ValueError(f"{table}: {problem}; keep one each, for example with {table}.drop_duplicates({key})")
-
-
-def _refuse_strangers(strangers: np.ndarray, raw: pd.Series, table: str) -> None:
-    if strangers.any():
-        problem = f"{strangers.sum()} rows have a {raw.name} that is not in {table}, first {raw[strangers].iloc[0]}"
-        raise ValueError(f"interactions: {problem}; add it to {table} or drop those interactions")
 
 
 @dataclass(frozen=True)

@@ -143,15 +143,14 @@ def load_movielens(
 
 def _sources(name: str, folder: Path, progress: bool) -> Iterator[tuple]:
     """In order: what a source is called, the function that gives a verified path, and its arguments."""
-    archive, kept = ARCHIVES[name], folder / f"{name}.zip"
+    archive, kept, get = ARCHIVES[name], folder / f"{name}.zip", pooch.HTTPDownloader(progressbar=progress, timeout=20)
     wheel, wheel_digest = archive.wheel or ("", "")
     yield kept, _verified, kept, archive.digest
     yield f"unpacked folder {folder / name}", _verified_folder, name, folder / name
     if wheel:
         yield folder / wheel, _verified, folder / wheel, wheel_digest
     for host in HOSTS:
-        url, get = f"{host}/{kept.name}", pooch.HTTPDownloader(progressbar=progress, timeout=20)
-        yield url, _download, url, kept, archive.digest, get
+        yield f"{host}/{kept.name}", _download, f"{host}/{kept.name}", kept, archive.digest, get
     if wheel:
         yield f"pip download {REQUIREMENT}", _download, REQUIREMENT, folder / wheel, wheel_digest, _pip_download
 

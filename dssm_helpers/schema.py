@@ -96,7 +96,6 @@ class Schema:
     columns: tuple[Column, ...] = ()
 
     def of(self, side: str) -> tuple[Column, ...]:
-        """The columns of one side."""
         return tuple(column for column in self.columns if column.side == side)
 
     def to_json(self) -> dict[str, Any]:

@@ -23,10 +23,8 @@ FIRST = 2
 class Vocabulary:
     """A fixed, sorted set of values, all text or all whole numbers, and their indices.
 
-    ``len(vocabulary)`` counts padding and unknown too, so it is the number of rows of the embedding table.
-
-    Raises:
-        ValueError: no values, missing values, or values of mixed kinds.
+    ``len(vocabulary)`` counts padding and unknown too, so it is the number of rows of the embedding table. No values,
+    missing values and values of mixed kinds are a ``ValueError``.
     """
 
     def __init__(self, name: str, values: Sequence[int] | Sequence[str]):
@@ -38,8 +36,7 @@ class Vocabulary:
         array = array.astype(str if array.dtype.kind == "U" else np.int64)
         if not (array[1:] > array[:-1]).all():
             raise ValueError(f"vocabulary {name!r}: values must be sorted and unique; use Vocabulary.fit")
-        self.name = name
-        self.values = array
+        self.name, self.values = name, array
 
     @classmethod
     def fit(cls, name: str, values: Iterable) -> Vocabulary:

@@ -8,29 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import encoded, notebook_definitions
+from test_movielens import MOVIES, RATINGS, USERS
 
 from dssm_helpers.data import SPLITS, encode, make_split, split_by_time
 from dssm_helpers.movielens import MovieLens, synthetic
 from dssm_helpers.schema import Column, Schema
-
-RATINGS = pd.DataFrame(
-    [(7, 10, 5, 300), (7, 30, 3, 100), (9, 10, 4, 100), (7, 20, 1, 300), (8, 40, 2, 50), (9, 20, 3, 70)],
-    columns=["user_id", "movie_id", "rating", "timestamp"],
-)
-USERS = pd.DataFrame(
-    [(7, "M", 24, "scientist", "05201"), (8, "F", 53, "writer", "V3N4P"), (9, "F", 1, "lawyer", "94043")],
-    columns=["user_id", "gender", "age", "occupation", "zip"],
-)
-MOVIES = pd.DataFrame(
-    [
-        (10, "Misérables, Les (1995)", "Drama|Musical", 1995),
-        (20, "Cité des enfants perdus, La (1995)", "Adventure|Sci-Fi", 1995),
-        (30, "unknown", "unknown", 0),
-        (40, "War Room, The (1993)", "Documentary", 1993),
-    ],
-    columns=["movie_id", "title", "genres", "year"],
-)
-
 
 # -- bad tables -------------------------------------------------------------------------------------------------------
 
@@ -197,17 +179,11 @@ def test_numbers_without_bins_fall_into_tenths():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_position_is_in_exactly_one_part(seed):
-    data = encoded(with_ties(seed))
-    split = split_by_time(data)
-    together = np.concatenate([split.train, split.validation, split.test])
-    assert np.array_equal(np.sort(together), np.arange(len(data)))
-
-
-@pytest.mark.parametrize("seed", range(5))
 def test_nothing_leaks_from_the_future(seed):
     data = encoded(with_ties(seed))
     split = split_by_time(data)
+    together = np.concatenate([split.train, split.validation, split.test])
+    assert np.array_equal(np.sort(together), np.arange(len(data)))  # every position is in exactly one part
     trained_until = {u: p for p, u in zip(split.train, data.user[split.train], strict=True)}  # last training position
     for validation, test in zip(split.validation, split.test, strict=True):
         user = data.user[test]
@@ -248,11 +224,10 @@ def test_a_user_without_ratings_is_in_no_part():
     assert split.n_users_without_test == 1  # user 8 has one rating; user 77 has none and is nobody's business
 
 
-def test_the_notebook_splits_alike():
-    last_two_out = notebook_definitions("01", "last_two_out")["last_two_out"]
-    for seed in range(3):
-        data = encoded(with_ties(seed))
-        split = split_by_time(data)
-        ours = last_two_out(data.offsets)
-        for mine, helpers in zip(ours, (split.train, split.validation, split.test), strict=True):
-            assert np.array_equal(mine, helpers)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_notebook_splits_alike(seed):
+    data = encoded(with_ties(seed))
+    split = split_by_time(data)
+    ours = notebook_definitions("01", "last_two_out")["last_two_out"](data.offsets)
+    for mine, helpers in zip(ours, (split.train, split.validation, split.test), strict=True):
+        assert np.array_equal(mine, helpers)
