@@ -56,9 +56,8 @@ MOVIES = ["movie_id", "title", "genres", "year"]
 class MovieLens:
     """Three tables with the MovieLens-1M columns; ``encode(tables.ratings, tables.users, tables.movies, SCHEMA)``.
 
-    ``ratings``: user_id, movie_id, rating, timestamp (seconds). ``users``: user_id, gender, age (years; in ml-1m the
-    lower bound of a group), occupation (a name), zip (text). ``movies``: movie_id, title, genres (``"A|B"``), year
-    (0 where the title has none).
+    Columns as in :data:`RATINGS` (timestamp in seconds), :data:`USERS` (age in years, in ml-1m the lower bound of a
+    group; occupation a name) and :data:`MOVIES` (genres ``"A|B"``; year 0 where the title has none).
     """
 
     name: str
@@ -136,8 +135,7 @@ def load_movielens(
         f"could not get {name}. Tried:\n{''.join(failures)}"
         f"What you can do: download {name}.zip from https://grouplens.org/datasets/movielens/ in a browser and put it, "
         f"unopened, at\n  {folder / name}.zip\nor unpack it to\n  {folder / name}\n"
-        "or set DSSM_DATA_DIR to a folder that has it. Offline, DSSM_DATASET=synthetic runs the whole course on "
-        "generated data."
+        "or set DSSM_DATA_DIR to a folder that has it. Offline, DSSM_DATASET=synthetic is generated data."
     )
 
 
@@ -167,7 +165,7 @@ def _verified_folder(name: str, path: Path) -> Path:
     tables, expected = parse(name, path), ARCHIVES[name]
     rows = len(tables.ratings), len(tables.users), len(tables.movies)
     if rows != expected.rows:
-        raise ValueError(f"{rows} ratings, users and movies, expected {expected.rows}; the folder is incomplete")
+        raise ValueError(f"{rows} ratings, users and movies, expected {expected.rows}; unpack the zip again")
     if expected.tables_digest not in (None, tables_digest(tables)):
         raise ValueError("the tables differ from the published ones; left untouched")
     return path

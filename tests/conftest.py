@@ -34,25 +34,17 @@ def notebook_definitions(number: str, *names: str) -> dict[str, object]:
     """
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     namespace: dict[str, object] = {}
-    found = set()
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":
             continue
         source = re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M)  # a magic may be a block's only line
         for node in ast.parse(source).body:
-            imported = isinstance(node, (ast.Import, ast.ImportFrom))
-            defined = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in names
-            constant = (
-                isinstance(node, ast.Assign)
-                and isinstance(node.targets[0], ast.Name)
-                and node.targets[0].id.isupper()
-                and isinstance(node.value, ast.Constant)
-            )
-            if imported or defined or constant:
+            wanted = isinstance(node, (ast.Import, ast.ImportFrom)) or getattr(node, "name", None) in names
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+                wanted = getattr(node.targets[0], "id", "").isupper()
+            if wanted:
                 exec(compile(ast.Module([node], []), str(path), "exec"), namespace)
-            if defined:
-                found.add(node.name)
-    missing = set(names) - found
+    missing = set(names) - set(namespace)
     assert not missing, f"notebook {number} no longer defines {sorted(missing)}"
     return namespace
 

@@ -9,14 +9,7 @@ import pandas as pd
 import pytest
 from conftest import notebook_definitions
 
-from dssm_helpers.vocabulary import (
-    FIRST,
-    PADDING,
-    UNKNOWN,
-    Vocabulary,
-    load_vocabularies,
-    save_vocabularies,
-)
+from dssm_helpers.vocabulary import FIRST, PADDING, UNKNOWN, Vocabulary, load_vocabularies, save_vocabularies
 
 
 @pytest.fixture(params=["integers", "text"])
@@ -39,8 +32,10 @@ def test_round_trip_in_any_shape(vocabulary):
     assert vocabulary.decode(indices.ravel()) == values.ravel().tolist()
 
 
-def test_padding_and_unknown_decode_to_none(vocabulary):
+def test_padding_and_unknown_decode_to_none_and_nothing_encodes_to_nothing(vocabulary):
     assert vocabulary.decode([0, 1]) == [None, None]
+    assert vocabulary.encode([]).shape == (0,)
+    assert vocabulary.encode([]).dtype == np.int64
 
 
 @pytest.mark.parametrize("values", [[15], [-1], [0], [10**18], [10**30], [None], [float("nan")]])
@@ -60,10 +55,6 @@ def test_pandas_columns_encode_like_lists():
     assert vocabulary.encode(pd.Series(["F", "M", "X"])).tolist() == [2, 3, 1]
 
 
-def test_nothing_encodes_to_nothing(vocabulary):
-    assert vocabulary.encode([]).shape == (0,)
-
-
 @pytest.mark.parametrize(("fitted", "given"), [([1, 2], ["1"]), (["1", "2"], [1]), ([1, 2], np.array(["1"], object))])
 def test_text_for_numbers_is_refused(fitted, given):
     with pytest.raises(ValueError, match="vocabulary 'id' holds"):
@@ -74,25 +65,20 @@ def test_text_for_numbers_is_refused(fitted, given):
     ("values", "message"),
     [
         ([], "non-empty"),
-        ([[1], [2]], None),
         ([1.5, 2.5], "expected integers or text"),
         ([1.0, float("nan")], "missing ids"),
         (np.array(["a", None], dtype=object), "missing"),
     ],
 )
 def test_fit_refuses_what_it_cannot_hold(values, message):
-    if message is None:  # two-dimensional values are flattened by np.unique: that is fine
-        assert len(Vocabulary.fit("id", values)) == 4
-        return
     with pytest.raises(ValueError, match=message):
         Vocabulary.fit("id", values)
 
 
-def test_unsorted_values_are_refused():
+@pytest.mark.parametrize("values", [[2, 1], [1, 1]])
+def test_unsorted_values_are_refused(values):
     with pytest.raises(ValueError, match="sorted and unique"):
-        Vocabulary("id", [2, 1])
-    with pytest.raises(ValueError, match="sorted and unique"):
-        Vocabulary("id", [1, 1])
+        Vocabulary("id", values)
 
 
 def test_saved_as_json_and_read_back(tmp_path):
@@ -124,7 +110,6 @@ def test_numbers_at_the_edges_of_int64_are_told_apart(values):
     index = {value: place + FIRST for place, value in enumerate(values)}
     expected = [index.get(int(value), UNKNOWN) for value in asked]
     assert vocabulary.encode(asked).tolist() == expected
-    assert vocabulary.encode(asked[asked >= 0].astype(np.uint64)).tolist() == [
-        i for i, value in zip(expected, asked, strict=True) if value >= 0
-    ]
+    natural = asked >= 0
+    assert vocabulary.encode(asked[natural].astype(np.uint64)).tolist() == np.asarray(expected)[natural].tolist()
     assert vocabulary.encode(np.array([2**64 - 1], dtype=np.uint64)).tolist() == [UNKNOWN]
