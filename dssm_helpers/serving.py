@@ -25,7 +25,7 @@ from .files import Manifest, file_digest, read_manifest, write_folder
 from .onnx_export import OnnxTower, export_onnx
 from .retrieval import NOTHING, Index, build_index, load_index
 from .schema import Column, Schema
-from .vocabulary import FIRST, UNKNOWN, Vocabulary, load_vocabularies, save_vocabularies
+from .vocabulary import FIRST, UNKNOWN, load_vocabularies, save_vocabularies
 
 if TYPE_CHECKING:
     from .data import EncodedData
@@ -38,13 +38,10 @@ BASES = {
     "demographics": "an unknown user without a history: demographics only",
     "popularity": "a user of whom nothing is known: popularity, the same list for everybody",
 }
-KINDS = {
-    "a whole number": (int, np.integer),
-    "a number": (int, float, np.integer, np.floating),
-    "text": (str,),
-    "text or a whole number": (str, int, np.integer),
-}
+KINDS = {str: "text", int: "a whole number", float: "a number"}
 RawId = int | str
+User = RawId | Mapping[str, Any] | None
+History = Sequence[RawId] | None
 
 _quoted = reprlib.Repr()
 _quoted.maxstring = _quoted.maxother = _quoted.maxlong = 80  # characters of a value in a message
@@ -118,19 +115,13 @@ def _collection(vectors_digest: str) -> str:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """What :meth:`Recommender.recommend` returns, best first; iterating gives (item_id, title, score).
-
-    Attributes:
-        scores: cosines; for ``basis == "popularity"`` the number of training interactions.
-        basis: what the answer rests on, a key of :data:`BASES`.
-        ignored: given values that the model has never seen and took for "unknown", such as ``"zip 'XYZ'"``.
-    """
+    """What :meth:`Recommender.recommend` returns, best first; iterating gives (item_id, title, score)."""
 
     item_ids: list[RawId]
     titles: list[str]
-    scores: list[float]
-    basis: str
-    ignored: tuple[str, ...] = ()
+    scores: list[float]  # cosines; for "popularity" the number of training interactions
+    basis: str  # what the answer rests on, a key of BASES
+    ignored: tuple[str, ...] = ()  # given values that the model has never seen, such as "zip 'XYZ'"
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -174,9 +165,7 @@ class Catalogue:
 class Recommender:
     """Raw values in, titles out (notebook 09, "The recommender"). Any number of threads may ask and add.
 
-    Attributes:
-        user_tower, item_tower: :class:`~dssm_helpers.onnx_export.OnnxTower`.
-        vocabularies: by column. fields: what the manifest says. catalogue: the items as they are now.
+    It has the two towers, the vocabularies by column, the ``fields`` of the manifest, and the ``catalogue`` of now.
     """
 
     def __init__(self, manifest: Manifest, **connection: str):
@@ -196,7 +185,7 @@ class Recommender:
         try:
             index = load_index(manifest.inside("index", "index"), **connection)
         except ValueError:  # with sound bytes: the index is no Milvus, or this Milvus has no such collection yet
-            if not connection:
+            if "uri" not in connection:
                 raise
             name = _collection(hashlib.sha256(files["item_vectors.npy"]).hexdigest())
             index = build_index(self._vectors, self._ids, backend="milvus", collection=name, **connection)
@@ -211,8 +200,7 @@ class Recommender:
         Args:
             uri, token: search in Milvus instead of in the index of the bundle: a file ``"movies.db"`` for Milvus Lite,
                 or a server's ``"http://host:19530"`` with ``"user:password"`` or an API key. The collection is named
-                after the item vectors; where it is missing or belongs to no bundle, this one's items are put there,
-                beside what others added.
+                after the item vectors, and filled here unless :func:`export_bundle` did; what others added stays.
 
         Raises:
             FileNotFoundError, ValueError: no bundle, or a missing or altered file (named).
@@ -232,7 +220,7 @@ class Recommender:
     def titles(self) -> dict[RawId, str]:
         return self.catalogue.titles
 
-    def encode(self, user: RawId | Mapping[str, Any] | None = None, history: Sequence[RawId] | None = None) -> Request:
+    def encode(self, user: User = None, history: History = None) -> Request:
         """Raw values to indices; the first stage of :meth:`recommend`, where the arguments are described."""
         given, ignored = self._encode_columns("user", user if isinstance(user, Mapping) else {"user_id": user})
         row = int(given.get("user_id", [UNKNOWN])[0])
@@ -259,12 +247,13 @@ class Recommender:
             if nothing or (isinstance(value, (str, list, tuple)) and not value):
                 continue
             column, vocabulary = columns[name], self.vocabularies[name]
-            several = column.kind == "list" and isinstance(value, (str, list, tuple, np.ndarray))
+            kinds = [str] if vocabulary.is_text else [int]
             if column.kind == "number":
-                kind = "a number"
-            else:
-                kind = "text or a whole number" if column.prefix or column.digits else _kind_of(vocabulary)
-            values = [_checked(name, entry, kind) for entry in (column.split(value) if several else [value])]
+                kinds = [float]
+            elif column.prefix or column.digits:
+                kinds = [str, int]
+            several = column.kind == "list" and isinstance(value, (str, list, tuple, np.ndarray))
+            values = [_checked(name, entry, *kinds) for entry in (column.split(value) if several else [value])]
             indices = vocabulary.encode(column.normalise(values))
             encoded[name] = indices[None] if column.kind == "list" else indices
             ignored += [f"{name} {_quoted.repr(v)}" for v, i in zip(values, indices, strict=True) if i == UNKNOWN]
@@ -274,13 +263,13 @@ class Recommender:
         """Raw ids of a history in its order, and the index ids that count as seen: for a title, every id it has."""
         if not isinstance(history, (list, tuple, np.ndarray)):
             raise ValueError(f"history is a list of item ids or titles, oldest first; got {_quoted.repr(history)}")
-        now, kind = self.catalogue, _kind_of(self.vocabularies["item_id"])
+        now, text_ids = self.catalogue, self.vocabularies["item_id"].is_text
         items, seen = [], set()
         for entry in history:
-            item = _checked("history", entry, "text" if kind == "text" else "text or a whole number")
+            item = _checked("history", entry, str) if text_ids else _checked("history", entry, str, int)
             same = [item]
             if isinstance(item, str) and item not in now.titles:
-                same = now.ids_by_title.get(item.strip().casefold(), same if kind == "text" else [])
+                same = now.ids_by_title.get(item.strip().casefold(), same if text_ids else [])
                 if not same:
                     raise ValueError(self._no_such_title(item))
             items.append(same[0])
@@ -296,12 +285,7 @@ class Recommender:
         hint = f"did you mean {' or '.join(map(_quoted.repr, close))}?" if close else "nothing is spelled like it."
         return f"no item is called {_quoted.repr(text)}; {hint}"
 
-    def recommend(
-        self,
-        user: RawId | Mapping[str, Any] | None = None,
-        history: Sequence[RawId] | None = None,
-        k: int = 10,
-    ) -> Recommendations:
+    def recommend(self, user: User = None, history: History = None, k: int = 10) -> Recommendations:
         """The ``k`` best items that are not in ``history``; fewer where fewer are left.
 
         Args:
@@ -316,7 +300,7 @@ class Recommender:
                 kind, a ``k`` that is not from 1 to the number of items.
         """
         now = self.catalogue
-        if _checked("k", k, "a whole number") not in range(1, len(now.titles) + 1):
+        if _checked("k", k, int) not in range(1, len(now.titles) + 1):
             raise ValueError(f"k must be between 1 and {len(now.titles)}, the number of items; got {_quoted.repr(k)}")
         request = self.encode(user, history)
         if request.basis == "popularity":
@@ -342,8 +326,8 @@ class Recommender:
                 value of the wrong kind.
         """
         vocabulary = self.vocabularies["item_id"]
-        item_id = _checked("item_id", item_id, _kind_of(vocabulary))
-        if not _checked("title", title, "text").strip():
+        item_id = _checked("item_id", item_id, str if vocabulary.is_text else int)
+        if not _checked("title", title, str).strip():
             raise ValueError(f"an item needs a title, got {_quoted.repr(title)}")
         if vocabulary.encode([item_id])[0] != UNKNOWN:
             raise ValueError(f"item {item_id} is already in the catalogue: {self.titles[item_id]}; use a new id")
@@ -369,12 +353,9 @@ class Recommender:
         return vector
 
 
-def _kind_of(vocabulary: Vocabulary) -> str:
-    return "text" if vocabulary.is_text else "a whole number"
-
-
-def _checked(name: str, value: Any, kind: str) -> Any:
-    """The value as Python's own, if it is of that kind."""
-    if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
-        raise ValueError(f"{name}: expected {kind}, got {_quoted.repr(value)}")
-    return value.item() if isinstance(value, np.generic) else value
+def _checked(name: str, value: Any, *kinds: type) -> Any:
+    """The value as Python's own, if it is of one of these kinds; where a float is expected an int will do."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if not isinstance(value, (*kinds, int) if float in kinds else kinds) or isinstance(value, bool):
+        raise ValueError(f"{name}: expected {' or '.join(map(KINDS.get, kinds))}, got {_quoted.repr(value)}")
+    return value

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -356,15 +357,17 @@ def test_unknown_genres_and_years_count_as_unknown(recommender):
 
 @pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize("options", [{"backend": "exact"}, {"backend": "faiss", "kind": "flat"}])
-def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(model, data, split, tmp_path, options):
+def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(
+    model, data, split, tmp_path, monkeypatch, options
+):
     recommender = Recommender.load(export_bundle(tmp_path / "bundle", model, data, split.train, **options))
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # seconds: threads change places all the time
+    build = serving.build_index  # slow enough for the other threads to get in between
+    monkeypatch.setattr(serving, "build_index", lambda *a, **kw: time.sleep(0.003) or build(*a, **kw))
 
     def read():
-        for _ in range(60):
-            answer = recommender.recommend(1, [2, 3], k=20)
-            assert len(set(answer.item_ids)) == 20
+        for _ in range(100):
+            answer = recommender.recommend(1, [2, 3], k=100)
+            assert len(set(answer.item_ids)) == 100
             assert all(recommender.titles[i] == t for i, t in zip(answer.item_ids, answer.titles, strict=True))
 
     def add(first):
@@ -373,7 +376,6 @@ def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(model, d
 
     with ThreadPoolExecutor(8) as pool:
         done = [pool.submit(read) for _ in range(4)] + [pool.submit(add, 5000 + 10 * n) for n in range(4)]
-    sys.setswitchinterval(interval)
     assert [task.exception() for task in done] == [None] * 8
     assert len(recommender.index.ids) == len(recommender.titles) == 160
 
