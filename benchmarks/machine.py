@@ -1,53 +1,81 @@
-"""What every benchmark shares: which machine, a process per measurement, memory, time, and the files between them."""
+"""What every benchmark shares: which machine, points kept, a process per measurement, memory, time, files."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import platform
+import re
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads OpenMP
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-PEERS = ROOT / "artifacts" / "peers"
-RESULTS, SASREC_RANKS = HERE / "results.json", HERE / "sasrec_ranks.json"
+POINTS, PEERS = ROOT / "artifacts" / "benchmarks", ROOT / "artifacts" / "peers"
+RESULTS = HERE / "results.json"
 sys.path.insert(0, str(ROOT))  # the peers' environments do not have the course installed
 
-from dssm_helpers.files import write_atomically  # noqa: E402
+import numpy as np  # noqa: E402
 
-if TYPE_CHECKING:
-    from dssm_helpers.movielens import MovieLens
+from dssm_helpers.files import digest, file_digest, write_atomically  # noqa: E402
 
 
 def machine() -> dict[str, Any]:
     """Date, processor, cores, memory in GiB, and versions of Python, torch and NumPy."""
-    cpu, memory_gib = platform.processor() or platform.machine(), None
-    with contextlib.suppress(OSError, StopIteration):  # Linux has its full name
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    with contextlib.suppress(AttributeError, ValueError):  # Windows does not say
-        memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    info = Path("/proc/cpuinfo")  # Linux has the processor's full name there
+    named = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.exists() else None
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cpu": cpu,
+        "cpu": named[1] if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "memory_gib": memory_gib,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy")},
     }
+
+
+def machines(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """One description of the machines of all points; where they differ, each value once."""
+    values = {name: dict.fromkeys(str(point["machine"][name]) for point in points) for name in points[0]["machine"]}
+    return {name: " and ".join(found) for name, found in values.items()}
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that prints a script's docstring as it is written."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+# -- Points ------------------------------------------------------------------------------------------------------------
+
+
+def once(path: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What ``measure`` returns, with its key, machine and date, kept at ``path`` and next time only read.
+
+    So an interrupted command goes on where it stopped. To measure anew, remove the file.
+    """
+    if not path.exists():
+        write_json(path, {"key": path.stem, "machine": machine(), **measure()})
+    return read_json(path)
+
+
+def point(name: str, **settings: Any) -> Path:
+    """Where :func:`once` keeps a point: under a hash of its settings, of the library and of the benchmarks."""
+    files = sorted([*ROOT.glob("dssm_helpers/*.py"), *HERE.glob("*.py")])
+    code = [file_digest(file) for file in files if file.name != "report.py"]  # it measures nothing
+    return POINTS / f"{name}-{digest([settings, code])[:12]}.json"
 
 
 # -- A process per measurement -----------------------------------------------------------------------------------------
@@ -55,6 +83,7 @@ def machine() -> dict[str, Any]:
 
 def ask(python: str | Path, script: str, part: str, *, threads: int = 1, **options: Any) -> dict[str, Any]:
     """Start ``script part`` in a process of its own, and read the JSON it prints last (see :func:`answer`)."""
+    print(f"{script} {part} {options} …", flush=True)
     environ = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
     log = PEERS / f"{script}-{part}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -73,27 +102,18 @@ def answer(*parts: Callable[..., dict[str, Any]]) -> None:
     print(json.dumps(result, default=float))
 
 
-@contextlib.contextmanager
-def step(title: str) -> Iterator[None]:
-    """Print ``title`` at once and the seconds it took at the end."""
-    print(f"{title} …", flush=True)
-    started = time.perf_counter()
-    yield
-    print(f"{title}: {time.perf_counter() - started:.1f} s", flush=True)
-
-
 # -- Memory and time ---------------------------------------------------------------------------------------------------
 
 
 def memory(field: str = "VmHWM") -> int:
-    """Bytes this process holds now (``VmRSS``), or the most since the start or :func:`reset_peak` (``VmHWM``)."""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-    import resource  # without /proc only the most since the start is known
+    """Bytes this process holds now (``VmRSS``), or the most since the start or :func:`reset_peak` (``VmHWM``).
 
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
+    Without Linux' /proc always the most since the start.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(rf"{field}:\s+(\d+)", status.read_text(encoding="ascii"))[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def reset_peak() -> None:
@@ -102,13 +122,31 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def seconds_of(function: Callable[[], Any], repeats: int) -> list[float]:
+def clocks() -> tuple[float, float]:
+    """Seconds on the wall clock and of processor time."""
+    return time.perf_counter(), time.process_time()
+
+
+def seconds_of(function: Callable[[], Any], repeats: int = 1) -> list[float]:
     """Seconds of each of ``repeats`` calls."""
     at = [time.perf_counter()]
     for _ in range(repeats):
         function()
         at.append(time.perf_counter())
-    return [b - a for a, b in pairwise(at)]
+    return np.diff(at).tolist()
+
+
+def rates(at: Sequence[tuple[float, float]], rows: int) -> dict[str, float]:
+    """Training examples per second from :func:`clocks` before the first and after each epoch; the first warms up.
+
+    ``seconds_to_start`` is what the first took longer than the others: compilation, if there is any.
+    """
+    wall, processor = np.diff(at, axis=0).T
+    return {
+        "examples_per_second": rows / median(wall[1:]),
+        "examples_per_cpu_second": rows / median(processor[1:]),
+        "seconds_to_start": wall[0] - median(wall[1:]),
+    }
 
 
 def latency(recommend: Callable[[dict], Sequence], requests: str, repeats: int) -> dict[str, float]:
@@ -125,24 +163,6 @@ def latency(recommend: Callable[[dict], Sequence], requests: str, repeats: int) 
     return {"p50_ms": 1e3 * median(seconds), "p99_ms": 1e3 * seconds[round(0.99 * (repeats - 1))], "requests": repeats}
 
 
-def clocks() -> tuple[float, float]:
-    """Seconds on the wall clock and of processor time."""
-    return time.perf_counter(), time.process_time()
-
-
-def rates(at: Sequence[tuple[float, float]], rows: int) -> dict[str, float]:
-    """Training examples per second from :func:`clocks` before the first and after each epoch; the first warms up.
-
-    ``seconds_to_start`` is what the first took longer than the others: compilation, if there is any.
-    """
-    wall, processor = ([b - a for a, b in pairwise(clock)] for clock in zip(*at, strict=True))
-    return {
-        "examples_per_second": rows / median(wall[1:]),
-        "examples_per_cpu_second": rows / median(processor[1:]),
-        "seconds_to_start": wall[0] - median(wall[1:]),
-    }
-
-
 # -- Files -------------------------------------------------------------------------------------------------------------
 
 
@@ -151,42 +171,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of results, whole or not at all."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, default=float)
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     with write_atomically(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of results."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=float) + "\n")
 
 
 def merge_section(path: Path, name: str, section: Mapping[str, Any]) -> None:
     """Replace one section of a file; the others stay, and each says when and where it was measured."""
     write_json(path, dict(sorted({**read_json(path), name: {"machine": machine(), **section}}.items())))
-
-
-def save_tables(tables: MovieLens, path: Path) -> Path:
-    """The three tables as plain arrays, readable from any environment without pickle."""
-    import numpy as np
-
-    arrays = {"name": np.asarray(tables.name)}
-    for table in ("ratings", "users", "movies"):
-        for column, values in getattr(tables, table).items():
-            values = values.to_numpy()
-            arrays[f"{table}.{column}"] = values if values.dtype.kind in "iuf" else values.astype(str)
-    with write_atomically(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
-    return path
-
-
-def load_tables(path: str | Path) -> MovieLens:
-    """What :func:`save_tables` wrote."""
-    import numpy as np
-    import pandas as pd
-
-    from dssm_helpers.movielens import MovieLens
-
-    with np.load(path) as stored:
-        names = {
-            table: [n for n in stored.files if n.startswith(f"{table}.")] for table in ("ratings", "users", "movies")
-        }
-        frames = {t: pd.DataFrame({n.partition(".")[2]: stored[n] for n in found}) for t, found in names.items()}
-        return MovieLens(str(stored["name"]), **frames)

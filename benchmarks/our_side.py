@@ -7,59 +7,40 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine as shared
+import numpy as np
+import torch
+from task import BATCH_SIZE, DIMS, EPOCHS_TIMED, MAX_HISTORY, WIDTH, load_tables, prepare
+from torch.profiler import ProfilerActivity
+from torch.utils.flop_counter import FlopCounterMode
 
-# What both sides are given: the widths of torch-rechub's own example (its embeddings must all have one width).
-BATCH_SIZE, MAX_HISTORY, WIDTH, DIMS = 256, 50, 16, (256, 128, 64)
-EPOCHS_TIMED = 3  # of training; the one before them warms up
-USER_COLUMNS = ("gender", "age", "occupation", "zip")
+from dssm_helpers.evaluation import evaluate as ranked
+from dssm_helpers.features import DEFAULT_POOLING
+from dssm_helpers.objectives import log_shares
+from dssm_helpers.recipes import RECIPES, Recipe, build_model
+from dssm_helpers.training import Trainer, TrainingConfig
 
-
-def prepare(tables):
-    """Tables → encoded data, split and a batch builder: all there is before the first training step."""
-    from dssm_helpers.data import encode, split_by_time
-    from dssm_helpers.features import BatchBuilder
-    from dssm_helpers.movielens import SCHEMA
-
-    data = encode(tables.ratings, tables.users, tables.movies, SCHEMA, name=tables.name)
-    return data, split_by_time(data), BatchBuilder(data, max_history=MAX_HISTORY)
+# torch-rechub's example as far as ours goes, without dropout, as the peer's.
+EXAMPLE = Recipe(
+    pooling="mean", dim=WIDTH, dims=DIMS, max_history=MAX_HISTORY, dropout=0.0,
+    training=TrainingConfig(batch_size=BATCH_SIZE),
+)  # fmt: skip
 
 
 def prep(tables: str) -> dict[str, Any]:
     """Seconds and peak memory of the preparation, in a process that has done nothing else."""
-    import torch  # noqa: F401  (the imports are not part of the measurement)
-
-    imports, loaded = shared.memory("VmRSS"), shared.load_tables(tables)
+    imports, loaded = shared.memory("VmRSS"), load_tables(tables)
     shared.reset_peak()
     (seconds,) = shared.seconds_of(lambda: prepare(loaded), 1)
-    peak = shared.memory()
-    data, split, batches = prepare(loaded)
+    above = (shared.memory() - imports) / 2**20
+    _, split, batches = prepare(loaded)
     (forming,) = shared.seconds_of(lambda: [batches(p) for p in batches.epoch(split.train, 4096)], 1)
-    above = (peak - imports) / 2**20
-    return {
-        "seconds": seconds,
-        "mib_above_imports": above,
-        "rows": len(data),
-        "seconds_forming_every_batch": forming,
-    }
-
-
-def example_recipe(**changes: Any):
-    """The model of torch-rechub's example as far as ours goes, without dropout, as the peer's."""
-    from dssm_helpers.recipes import Recipe
-    from dssm_helpers.training import TrainingConfig
-
-    training = TrainingConfig(batch_size=BATCH_SIZE)
-    settings = {"pooling": "mean", "dim": WIDTH, "dims": DIMS, "max_history": MAX_HISTORY, "dropout": 0.0}
-    return Recipe(**{**settings, "training": training, **changes})
+    return {"seconds": seconds, "mib_above_imports": above, "seconds_forming_every_batch": forming}
 
 
 def train(tables: str, steps: int = 150) -> dict[str, Any]:
@@ -68,15 +49,11 @@ def train(tables: str, steps: int = 150) -> dict[str, Any]:
     Of the peer's widths, of these with the course's poolings, and of the course's default model; each as the course
     trains and with compiled towers, where there is a compiler.
     """
-    from dssm_helpers.features import DEFAULT_POOLING
-    from dssm_helpers.recipes import RECIPES, build_model
-    from dssm_helpers.training import Trainer
-
-    data, split, batches = prepare(shared.load_tables(tables))
+    data, split, batches = prepare(load_tables(tables))
     rows = split.train[: steps * BATCH_SIZE]
     recipes = {
-        "": example_recipe(),
-        "course_pooling_": example_recipe(pooling=DEFAULT_POOLING),
+        "": EXAMPLE,
+        "course_pooling_": replace(EXAMPLE, pooling=DEFAULT_POOLING),
         "default_": RECIPES["dssm"],
     }
     result = {"steps": steps}
@@ -84,11 +61,10 @@ def train(tables: str, steps: int = 150) -> dict[str, Any]:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # else a second run would find what the first compiled
         for name, recipe in recipes.items():
             for way in ("", "compiled_") if shutil.which(os.environ.get("CXX", "g++")) else ("",):
-                config = replace(recipe.training, epochs=1 + EPOCHS_TIMED)
                 model = build_model(data, recipe)
                 for tower in (model.user_tower, model.item_tower) if way else ():
                     tower.compile()
-                trainer = Trainer(model, batches, config)
+                trainer = Trainer(model, batches, replace(recipe.training, epochs=1 + EPOCHS_TIMED))
                 at = [shared.clocks()]
                 trainer.fit(rows, progress=False, on_epoch=lambda _, at=at: at.append(shared.clocks()))
                 result |= {f"{name}{way}{rate}": value for rate, value in shared.rates(at, len(rows)).items()}
@@ -97,13 +73,9 @@ def train(tables: str, steps: int = 150) -> dict[str, Any]:
 
 def evaluate(tables: str, repeats: int = 5) -> dict[str, Any]:
     """Seconds for all item and user vectors and the exact ranking of each test movie among all candidates."""
-    from dssm_helpers.evaluation import evaluate as ranked
-    from dssm_helpers.recipes import build_model
-
-    data, split, batches = prepare(shared.load_tables(tables))
-    model = build_model(data, example_recipe())
-    seconds = shared.seconds_of(lambda: ranked(model, batches, split.test), repeats)
-    return {"seconds": shared.median(seconds), "users": len(split.test), "items": data.n_items - 2}
+    data, split, batches = prepare(load_tables(tables))
+    model = build_model(data, EXAMPLE)
+    return {"seconds": shared.median(shared.seconds_of(lambda: ranked(model, batches, split.test), repeats))}
 
 
 def quality(
@@ -114,13 +86,7 @@ def quality(
     The recipe was chosen on validation; only the length of the run is read off here, each with its own schedule. Less
     than one epoch is one pass over that share of the training rows, drawn at random.
     """
-    import numpy as np
-
-    from dssm_helpers.evaluation import evaluate as ranked
-    from dssm_helpers.recipes import RECIPES, build_model
-    from dssm_helpers.training import Trainer
-
-    data, split, batches = prepare(shared.load_tables(tables))
+    data, split, batches = prepare(load_tables(tables))
     runs: list[dict[str, Any]] = []
     for length in epochs:
         found = []
@@ -128,12 +94,15 @@ def quality(
             rows = split.train
             if length < 1:
                 rows = np.random.default_rng(seed).choice(rows, int(length * len(rows)), replace=False)
-            config = replace(RECIPES["dssm"].training, epochs=max(1, round(length)), seed=seed)
             model = build_model(data, "dssm", seed)
-            trainer = Trainer(model, batches, config)
+            trainer = Trainer(
+                model, batches, replace(RECIPES["dssm"].training, epochs=max(1, round(length)), seed=seed)
+            )
+            started = shared.clocks()
             trainer.fit(rows, progress=False)
-            found.append({"seconds": trainer.train_seconds, **ranked(model, batches, split.test)})
-        run = {n: float(np.mean([f[n] for f in found])) for n in ("seconds", "hit@10", "hit@100", "ndcg@10")}
+            seconds, cpu_seconds = np.subtract(shared.clocks(), started)
+            found.append({"seconds": seconds, "cpu_seconds": cpu_seconds, **ranked(model, batches, split.test)})
+        run = {name: float(np.mean([f[name] for f in found])) for name in found[0]}
         run |= {"epochs": length, "seeds": seeds, "reached": all(run[n] >= value for n, value in target.items())}
         runs.append(run)
         print(run, flush=True)
@@ -142,26 +111,9 @@ def quality(
     return {"model": "dssm", "target": target, "runs": runs}
 
 
-def serve(bundle: str, requests: str, repeats: int = 2000) -> dict[str, Any]:
-    """Raw ids → titles through ``Recommender`` in a process that cannot import torch, on one core."""
-    sys.modules["torch"] = None  # an import of torch fails from here on
-    from dssm_helpers.serving import Recommender
-
-    server = Recommender.load(bundle)
-    return shared.latency(lambda r: server.recommend(user=r["user_id"], history=r["history"], k=10), requests, repeats)
-
-
 def profile(tables: str, steps: int = 60) -> dict[str, Any]:
     """FLOPs of one training step against the processor's matrix-multiply peak, and where the step's time goes."""
-    import torch
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as torch_profile
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from dssm_helpers.recipes import RECIPES, build_model
-    from dssm_helpers.training import Trainer, log_shares
-
-    data, split, batches = prepare(shared.load_tables(tables))
+    data, split, batches = prepare(load_tables(tables))
     config = replace(RECIPES["dssm"].training, epochs=2)
     trainer = Trainer(build_model(data), batches, config)
     rows = split.train[: steps * config.batch_size]
@@ -178,39 +130,22 @@ def profile(tables: str, steps: int = 60) -> dict[str, Any]:
         step()
     big = torch.rand(2048, 2048)
     peak = 2 * 2048**3 / min(shared.seconds_of(lambda: big @ big, 8))
-    with torch_profile(activities=[ProfilerActivity.CPU]) as recorded:
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as recorded:
         shared.seconds_of(step, 20)
     events = sorted(recorded.key_averages(), key=lambda e: -e.self_cpu_time_total)
     total, flops = sum(event.self_cpu_time_total for event in events), counter.get_total_flops()
+    shares = [{"operator": e.key, "share of the step": f"{e.self_cpu_time_total / total:.1%}"} for e in events[:12]]
     return {
-        "batch_size": config.batch_size,
         "step_milliseconds": seconds * 1e3,
         "megaflop_per_step": flops / 1e6,
-        "gflops_achieved": flops / seconds / 1e9,
-        "gflops_peak": peak / 1e9,
         "share_of_peak": flops / seconds / peak,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        "threads": torch.get_num_threads(),
-        "operators": [
-            {
-                "operator": event.key,
-                "share of the step": f"{event.self_cpu_time_total / total:.1%}",
-                "calls per step": event.count / 20,
-            }
-            for event in events[:12]
-        ],
+        "operators": shares,
     }
 
 
 def stage(name: str, tables: str, steps: int) -> dict[str, Any]:
     """One stage of scaling.py, which says what they are."""
-    import numpy as np
-
-    from dssm_helpers.evaluation import evaluate as ranked
-    from dssm_helpers.recipes import RECIPES, build_model
-    from dssm_helpers.training import Trainer
-
-    loaded, before = shared.load_tables(tables), shared.memory()
+    loaded, before = load_tables(tables), shared.memory()
     seconds = min(shared.seconds_of(lambda: prepare(loaded), 3 if name == "prepare" else 1))
     result = {"above_tables_gib": (shared.memory() - before) / 2**30}
     data, split, batches = prepare(loaded)
@@ -231,4 +166,4 @@ def stage(name: str, tables: str, steps: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    shared.answer(prep, train, evaluate, quality, serve, profile, stage)
+    shared.answer(prep, train, evaluate, quality, profile, stage)

@@ -3,8 +3,7 @@
 RecBole gets exactly our sequences: the same ratings, in our order (its timestamp is the place in the user's sequence),
 split leave-one-out like ours. Nothing of it is patched. After every epoch its model scores every movie for each
 validation history; ``rank_targets`` ranks them with seen movies removed; the epoch with the best validation Hit@10 is
-the one reported on test. Training ends after ten epochs without a better one (RecBole's own patience). The limit of
-hours is for safety: a result that ran into it is marked as unfinished.
+the one reported on test. Training ends after ten epochs without a better one (RecBole's own patience).
 """
 
 from __future__ import annotations
@@ -14,15 +13,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine as shared
 import numpy as np
+import pandas as pd
 import torch
-from our_side import MAX_HISTORY, prepare
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.model.sequential_recommender import SASRec
+from recbole.trainer import Trainer
+from recbole.utils import init_seed
+from task import MAX_HISTORY, load_tables, prepare
 
 from dssm_helpers.data import EncodedData
 from dssm_helpers.evaluation import metrics, rank_targets
-from dssm_helpers.features import BatchBuilder
 from dssm_helpers.vocabulary import FIRST
 
 PATIENCE = 10
@@ -41,47 +44,42 @@ SETTINGS = {
 QUIET = {"metrics": ["Hit"], "valid_metric": "Hit@10", "use_gpu": False, "show_progress": False, "state": "ERROR"}
 
 
-def write_interactions(data: EncodedData, folder: str) -> None:
-    """RecBole's "atomic file": raw ids, and the place in the user's sequence as time, so that its order is ours."""
-    target = Path(folder) / "ours" / "ours.inter"
-    target.parent.mkdir(parents=True)
+def write_interactions(data: EncodedData, folder: Path) -> None:
+    """RecBole's "atomic file": the place in the user's sequence as time, so that its order is ours."""
+    (folder / "ours").mkdir()
     place = np.arange(len(data)) - data.offsets[data.user]
     items = data.vocabularies["item_id"].decode(data.item)
-    lines = (f"{u}\t{i}\t{p}\n" for u, i, p in zip(data.user.tolist(), items, place.tolist(), strict=True))
-    target.write_text("user_id:token\titem_id:token\ttimestamp:float\n" + "".join(lines), encoding="utf-8")
+    columns = {"user_id:token": data.user, "item_id:token": items, "timestamp:float": place}
+    pd.DataFrame(columns).to_csv(folder / "ours" / "ours.inter", sep="\t", index=False)
 
 
 class RecBoleScorer:
     """Scores of RecBole's model with our item indices as columns."""
 
-    def __init__(self, model, dataset, data: EncodedData, batches: BatchBuilder):
-        self.model, self.batches = model, batches
+    def __init__(self, model: SASRec, dataset, data: EncodedData):
+        self.model, self.data = model, data
         theirs = dataset.token2id(dataset.iid_field, [str(i) for i in data.vocabularies["item_id"].values])
         self.to_theirs = torch.cat([torch.zeros(FIRST, dtype=torch.long), torch.as_tensor(theirs, dtype=torch.long)])
 
     def __call__(self, positions: np.ndarray) -> torch.Tensor:
-        newest_first = self.batches.users(positions)["history"]  # [B, L], zeros at the end
-        slot, length = torch.arange(newest_first.shape[1]), (newest_first > 0).sum(dim=1, keepdim=True)
-        oldest_first = newest_first.gather(1, (length - 1 - slot).clamp(min=0)) * (slot < length)
-        batch = {self.model.ITEM_SEQ: self.to_theirs[oldest_first]}
-        batch[self.model.ITEM_SEQ_LEN] = length.squeeze(1).clamp(min=1)
+        sequence = torch.zeros(len(positions), MAX_HISTORY, dtype=torch.long)  # oldest first, zeros at the end
+        length = torch.ones(len(positions), dtype=torch.long)
+        for row, position in enumerate(positions):
+            history = self.data.history(position)[-MAX_HISTORY:].astype(np.int64)
+            sequence[row, : len(history)] = self.to_theirs[torch.from_numpy(history)]
+            length[row] = max(1, len(history))
         self.model.eval()
         with torch.inference_mode():
+            batch = {self.model.ITEM_SEQ: sequence, self.model.ITEM_SEQ_LEN: length}
             return self.model.full_sort_predict(batch)[:, self.to_theirs]
 
 
-def train(tables: str, seed: int, hours: float, max_epochs: int = 1000) -> dict[str, Any]:
+def train(tables: str, seed: int, max_epochs: int) -> dict[str, Any]:
     """Train until the patience ends; the metrics of the best epoch, the curve and the test ranks."""
-    from recbole.config import Config
-    from recbole.data import create_dataset, data_preparation
-    from recbole.model.sequential_recommender import SASRec
-    from recbole.trainer import Trainer
-    from recbole.utils import init_seed
-
     sys.argv = sys.argv[:1]  # RecBole's Config reads the command line too
-    data, split, batches = prepare(shared.load_tables(tables))
+    data, split, _ = prepare(load_tables(tables))
     with tempfile.TemporaryDirectory() as folder:
-        write_interactions(data, folder)
+        write_interactions(data, Path(folder))
         files = {"data_path": folder, "checkpoint_dir": folder, "seed": seed}
         files["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
         files["eval_args"] = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
@@ -90,10 +88,10 @@ def train(tables: str, seed: int, hours: float, max_epochs: int = 1000) -> dict[
         dataset = create_dataset(config)
         rows, _, _ = data_preparation(config, dataset)
         model = SASRec(config, rows.dataset)
-        trainer, scorer = Trainer(config, model), RecBoleScorer(model, dataset, data, batches)
+        trainer, scorer = Trainer(config, model), RecBoleScorer(model, dataset, data)
         curve: list[dict] = []
         best, at = {"epoch": 0, "hit@10": -1.0}, np.zeros(2)
-        while len(curve) - best["epoch"] < PATIENCE and at[0] < 3600 * hours and len(curve) < max_epochs:
+        while len(curve) - best["epoch"] < PATIENCE and len(curve) < max_epochs:
             started = shared.clocks()
             trainer._train_epoch(rows, len(curve))
             at = at + np.subtract(shared.clocks(), started)
@@ -106,15 +104,13 @@ def train(tables: str, seed: int, hours: float, max_epochs: int = 1000) -> dict[
         "settings": {**SETTINGS, "patience": PATIENCE},
         "versions": {name: shared.version(name) for name in ("recbole", "torch", "numpy", "pandas", "scipy")},
         "threads": torch.get_num_threads(),
-        "training_rows": len(rows.dataset),
         "stopped_by": "patience" if len(curve) - best["epoch"] >= PATIENCE else "limit",
         "epoch": best["epoch"],
         "epochs_run": len(curve),
-        "validation": found | {name: best[name] for name in found},
+        "validation": {name: best[name] for name in found},
         "test": metrics(ranks),
         "seconds_to_best": best["seconds"],
         "cpu_seconds_to_best": best["cpu_seconds"],
-        "seconds_total": at[0],
         "curve": curve,
         "test_ranks": ranks.tolist(),
     }

@@ -7,18 +7,25 @@ genre (the first, as in its example), which is less work than our list of genres
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine as shared
-
-# isort: split
 import numpy as np
-from our_side import BATCH_SIZE, DIMS, EPOCHS_TIMED, MAX_HISTORY, USER_COLUMNS, WIDTH
-from our_side import prepare as ours
+import task
+import torch
+from sklearn.preprocessing import LabelEncoder
+from task import BATCH_SIZE, USER_COLUMNS, WIDTH
+from torch_rechub.basic.features import SequenceFeature, SparseFeature
+from torch_rechub.basic.metric import topk_metrics
+from torch_rechub.models.matching import DSSM
+from torch_rechub.trainers import MatchTrainer
+from torch_rechub.utils.data import MatchDataGenerator, df_to_dict, pad_sequences
+from torch_rechub.utils.match import Annoy, gen_model_input, generate_seq_feature_match
+
+from dssm_helpers.evaluation import metrics, rank_targets
+from dssm_helpers.vocabulary import FIRST
 
 ITEM_COLUMNS = ("year", "cate_id")
 
@@ -28,9 +35,7 @@ def load_frame(path: str):
 
     Its ``timestamp`` becomes the row's place in our order, so that ratings of the same second end up in the same order.
     """
-    from sklearn.preprocessing import LabelEncoder
-
-    tables = shared.load_tables(path)
+    tables = task.load_tables(path)
     data = tables.ratings.sort_values(["user_id", "timestamp"], kind="stable")
     data["timestamp"] = np.arange(len(data))
     data = data.merge(tables.users, on="user_id").merge(tables.movies, on="movie_id")
@@ -50,48 +55,38 @@ def profiles(data):
 
 
 def prepare(data, neg_ratio: int):
-    """What its example does between the encoded frame and the data loader."""
-    from torch_rechub.utils.match import gen_model_input, generate_seq_feature_match
-
+    """What its example does between the encoded frame and the data loader: arrays to train on, arrays to test."""
     users, items = profiles(data)
     rows = generate_seq_feature_match(
         data, "user_id", "movie_id", "timestamp", sample_method=1, mode=0, neg_ratio=neg_ratio
     )
-    return [gen_model_input(r, users, "user_id", items, "movie_id", seq_max_len=MAX_HISTORY) for r in rows]
+    return [gen_model_input(r, users, "user_id", items, "movie_id", seq_max_len=task.MAX_HISTORY) for r in rows]
 
 
-def build(raw: dict):
+def build(raw: dict) -> DSSM:
     """Its DSSM as in its example, with the year beside the genre (its temperature is an argument its code ignores)."""
-    from torch_rechub.basic.features import SequenceFeature, SparseFeature
-    from torch_rechub.models.matching import DSSM
 
     def sparse(*columns: str) -> list:
         return [SparseFeature(column, vocab_size=len(raw[column]) + 1, embed_dim=WIDTH) for column in columns]
 
     size = len(raw["movie_id"]) + 1
     history = SequenceFeature("hist_movie_id", size, WIDTH, pooling="mean", shared_with="movie_id")
-    tower = {"dims": list(DIMS), "activation": "prelu"}
+    tower = {"dims": list(task.DIMS), "activation": "prelu"}
     user, item = [*sparse("user_id", *USER_COLUMNS), history], sparse("movie_id", *ITEM_COLUMNS)
     return DSSM(user, item, user_params=tower, item_params=tower, temperature=0.02)
 
 
 class Trained:
-    """Its model, its trainer, its loaders, and its way to vectors."""
+    """Its model, trainer and loaders; without ``neg_ratio`` in its in-batch mode. Batch 256, Adam 1e-3."""
 
-    def __init__(
-        self, tables: str, folder: str, neg_ratio: int = 0, rows: int | None = None, batch_size: int = BATCH_SIZE
-    ):
-        from torch_rechub.trainers import MatchTrainer
-        from torch_rechub.utils.data import MatchDataGenerator, df_to_dict
-
+    def __init__(self, tables: str, folder: str, neg_ratio: int = 0, rows: int | None = None, batch_size=BATCH_SIZE):
         data, raw = load_frame(tables)
         train, self.test = prepare(data, neg_ratio)
         train = {name: values[:rows] for name, values in train.items()}
         self.n_rows, self.items, self.folder = len(train["label"]), profiles(data)[1], folder
-        loaders = MatchDataGenerator(x=train, y=train["label"])
-        self.loader, *self.sides = loaders.generate_dataloader(
-            self.test, df_to_dict(self.items), batch_size=batch_size, num_workers=0
-        )
+        self.loader, self.users_loader, self.items_loader = MatchDataGenerator(
+            train, train["label"]
+        ).generate_dataloader(self.test, df_to_dict(self.items), batch_size=batch_size, num_workers=0)
         adam = {"lr": 1e-3, "weight_decay": 1e-6}
         self.model = build(raw)
         self.trainer = MatchTrainer(
@@ -103,41 +98,29 @@ class Trained:
         self.trainer.train_one_epoch(self.loader)
 
     def save(self) -> None:
-        import torch
-
+        """For :meth:`vectors`, which loads what was saved."""
         torch.save(self.model.state_dict(), Path(self.folder) / "model.pth")
 
-    def vectors(self) -> list:
-        """Of all test users and of all items; it loads the weights that were saved."""
-        sides = zip(("user", "item"), self.sides, strict=True)
-        return [self.trainer.inference_embedding(self.model, side, loader, self.folder) for side, loader in sides]
+    def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all test users and of all items."""
+        users = self.trainer.inference_embedding(self.model, "user", self.users_loader, self.folder)
+        return users, self.trainer.inference_embedding(self.model, "item", self.items_loader, self.folder)
 
 
 def prep(tables: str, neg_ratio: int = 0) -> dict[str, Any]:
     """Seconds and peak memory from the encoded frame to the arrays its data loader takes (encoding not counted)."""
-    import torch_rechub.trainers
-    import torch_rechub.utils.match  # noqa: F401
-    from sklearn.preprocessing import LabelEncoder  # noqa: F401
-
     imports = shared.memory("VmRSS")
     data, _ = load_frame(tables)
     shared.reset_peak()
-    made: list = []
-    (seconds,) = shared.seconds_of(lambda: made.append(prepare(data, neg_ratio)), 1)
-    above = (shared.memory() - imports) / 2**20
-    return {
-        "seconds": seconds,
-        "mib_above_imports": above,
-        "rows": len(data),
-        "training_rows": len(made[0][0]["label"]),
-    }
+    (seconds,) = shared.seconds_of(lambda: prepare(data, neg_ratio), 1)
+    return {"seconds": seconds, "mib_above_imports": (shared.memory() - imports) / 2**20}
 
 
 def train(tables: str, steps: int = 150) -> dict[str, Any]:
     """Training examples per second in its in-batch mode (``in_batch_neg=True``), after a first epoch."""
     peer = Trained(tables, ".", rows=steps * BATCH_SIZE)
     at = [shared.clocks()]
-    for _ in range(1 + EPOCHS_TIMED):
+    for _ in range(1 + task.EPOCHS_TIMED):
         peer.epoch()
         at.append(shared.clocks())
     return shared.rates(at, peer.n_rows) | {"steps": steps}
@@ -145,55 +128,47 @@ def train(tables: str, steps: int = 150) -> dict[str, Any]:
 
 def evaluate(tables: str, repeats: int = 5) -> dict[str, Any]:
     """Seconds of its own route: both towers' ``inference_embedding``, its Annoy (10 trees, top 100), its metrics."""
-    from torch_rechub.basic.metric import topk_metrics
-    from torch_rechub.utils.match import Annoy
-
     with tempfile.TemporaryDirectory() as folder:
         peer = Trained(tables, folder, batch_size=4096)
         peer.save()
         users, movies = peer.test["user_id"], peer.items["movie_id"].to_numpy()
+        truth = {u: [m] for u, m in zip(users, peer.test["movie_id"], strict=True)}
 
         def route() -> None:
             user_vectors, item_vectors = peer.vectors()
             index = Annoy(n_trees=10)
             index.fit(item_vectors)
             found = {u: movies[index.query(v, 100)[0]] for u, v in zip(users, user_vectors, strict=True)}
-            truth = {u: [m] for u, m in zip(users, peer.test["movie_id"], strict=True)}
             topk_metrics(y_true=truth, y_pred=found, topKs=[10, 100])
 
-        return {"seconds": shared.median(shared.seconds_of(route, repeats)), "users": len(users)}
+        return {"seconds": shared.median(shared.seconds_of(route, repeats))}
 
 
 def quality(tables: str, seconds: float, neg_ratio: int = 0, max_epochs: int = 30) -> dict[str, Any]:
     """Test metrics by our evaluation after every epoch, until a limit of seconds.
 
     Its training set holds our validation movies as well (it splits off the last movie only), which helps it.
-    With sampled negatives point-wise, as its example, else in its in-batch mode; batch 256, Adam 1e-3.
     """
-    import torch
-
-    from dssm_helpers.evaluation import metrics, rank_targets
-    from dssm_helpers.vocabulary import FIRST
-
     torch.manual_seed(0)
     np.random.seed(0)
-    data, split, _ = ours(shared.load_tables(tables))
+    data, split, _ = task.prepare(task.load_tables(tables))
     curve, trained = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
         peer = Trained(tables, folder, neg_ratio)
+        # Both sides encode sorted raw ids: theirs from 1, ours from FIRST.
         row_of_user = {int(user) - 1 + FIRST: row for row, user in enumerate(peer.test["user_id"])}
-        columns = peer.items["movie_id"].to_numpy() - 1 + FIRST  # both encode sorted raw ids
+        columns = peer.items["movie_id"].to_numpy() - 1 + FIRST
 
         def scorer(positions: np.ndarray) -> torch.Tensor:
             scores = torch.full((len(positions), data.n_items), -2.0)
             rows = [row_of_user[u] for u in data.user[positions].tolist()]
-            scores[:, columns] = vectors[0][rows] @ vectors[1].T
+            scores[:, columns] = users[rows] @ items.T
             return scores
 
         while trained < seconds and len(curve) < max_epochs:
             trained += shared.seconds_of(peer.epoch, 1)[0]
             peer.save()
-            vectors = peer.vectors()
+            users, items = peer.vectors()
             found = metrics(rank_targets(scorer, data, split.test))
             curve.append({"epoch": len(curve) + 1, "seconds": round(trained, 1), **found})
             print(curve[-1], flush=True)
@@ -204,10 +179,6 @@ def quality(tables: str, seconds: float, neg_ratio: int = 0, max_epochs: int = 3
 
 def serve(tables: str, requests: str, repeats: int = 2000) -> dict[str, Any]:
     """Raw ids → titles assembled from its parts: encode, user tower, its Annoy, drop the seen, titles. One core."""
-    import torch
-    from torch_rechub.utils.data import df_to_dict, pad_sequences
-    from torch_rechub.utils.match import Annoy
-
     data, raw = load_frame(tables)
     model = build(raw).eval()
     users, items = profiles(data)
@@ -224,7 +195,7 @@ def serve(tables: str, requests: str, repeats: int = 2000) -> dict[str, Any]:
         user = encode["user_id"][request["user_id"]]
         history = [encode["movie_id"][m] for m in request["history"]]
         batch = {"user_id": torch.tensor([user]), **{n: torch.tensor([v]) for n, v in profile[user].items()}}
-        batch["hist_movie_id"] = torch.from_numpy(pad_sequences([history], maxlen=MAX_HISTORY)).long()
+        batch["hist_movie_id"] = torch.from_numpy(pad_sequences([history], maxlen=task.MAX_HISTORY)).long()
         with torch.inference_mode():
             vector = model(batch)[0].numpy()
         seen = set(request["history"])

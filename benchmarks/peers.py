@@ -2,8 +2,8 @@
 
 torch-rechub 0.9.0 and RecBole 1.2.1 get virtual environments of their own under ``artifacts/peers/``, made on first
 use. Every measurement is a process of its own, which leaves a log there; where both sides are timed, they take turns.
-Each part writes its own section of ``results.json``, so a part can be run again alone, and ``RESULTS.md`` is written
-anew (as report.py does).
+Each part is a section of ``results.json``, from which report.py makes the tables. What is done is kept in
+``artifacts/benchmarks/``: an interrupted run goes on from there. Remove a part's file to measure it anew.
 
     python benchmarks/peers.py                      # all but SASRec's training, about ten minutes on two idle cores
     python benchmarks/peers.py --only sasrec        # RecBole's SASRec, three seeds until its patience ends: hours
@@ -23,35 +23,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import machine as shared
+import numpy as np
 import report
+from task import save_tables
+from variants import compare
 
+from dssm_helpers.course.workspace import Workspace
+from dssm_helpers.evaluation import EASE, ItemKNN, rank_targets
 from dssm_helpers.movielens import load_movielens, synthetic
+from dssm_helpers.serving import export_bundle
 
 RECHUB = "torch-rechub 0.9.0"
-# torch first and alone: on Linux the pinned version is the CPU build only where the index says so.
+# torch first and alone: on Linux the pinned version is the CPU build only where the index says so. pooch is ours: the
+# library imports it.
 ENVIRONMENTS = {
-    "rechub": ("torch-rechub==0.9.0", "annoy==1.17.3"),
+    "rechub": ("torch-rechub==0.9.0", "annoy==1.17.3", "pooch==1.9.0"),
     # RecBole 1.2.1 predates NumPy 2 and pandas 3 (which would turn its in-place fills into nothing), and its `ray`
     # imports pkg_resources, which setuptools 81 dropped.
-    "recbole": ("recbole==1.2.1", "numpy==1.26.4", "pandas==2.2.3", "scipy==1.13.1", "setuptools<81"),
+    "recbole": ("recbole==1.2.1", "numpy==1.26.4", "pandas==2.2.3", "scipy==1.13.1", "setuptools<81", "pooch==1.9.0"),
 }
 PEER_BEST_HIT_100 = 0.387  # torch-rechub's best on this protocol, found beforehand by tuning it on test; 300 s
+SASREC_RANKS = "sasrec_ranks.json"  # beside the results
 
 
 def environment(name: str) -> Path:
     """The interpreter of a peer's environment, which is made if it is not there."""
-    folder = shared.PEERS / name
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    ready, wanted = folder / ".ready", "\n".join(ENVIRONMENTS[name])
+    folder, wanted = shared.PEERS / name, "\n".join(ENVIRONMENTS[name])
+    python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
-        with shared.step(f"environment of {name} (once, about 1 GB)"):
-            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-            pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "torch==2.13.0"]
-            subprocess.run(pip, check=True)
-            subprocess.run([*pip, *ENVIRONMENTS[name]], check=True)
-            ready.write_text(wanted, encoding="utf-8")
+        print(f"environment of {name} (once, about 1 GB) …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "torch==2.13.0"]
+        subprocess.run(pip, check=True)
+        subprocess.run([*pip, *ENVIRONMENTS[name]], check=True)
+        ready.write_text(wanted, encoding="utf-8")
     return python
 
 
@@ -66,10 +72,9 @@ def rechub(part: str, **options: Any) -> dict[str, Any]:
 def take_turns(rounds: int, our_turn: Callable[[], dict], their_turn: Callable[[], dict]) -> dict[str, Any]:
     """Ours, theirs, ours, theirs …: of each the medians over the rounds."""
     runs: dict[str, list[dict]] = {"ours": [], "theirs": []}
-    for i in range(rounds):
-        with shared.step(f"  round {i + 1} of {rounds}"):
-            runs["ours"].append(our_turn())
-            runs["theirs"].append(their_turn())
+    for _ in range(rounds):
+        runs["ours"].append(our_turn())
+        runs["theirs"].append(their_turn())
     medians = {side: {key: shared.median(r[key] for r in found) for key in found[0]} for side, found in runs.items()}
     return {**medians, "rounds": rounds, "threads": 1, "peer": RECHUB}
 
@@ -78,7 +83,7 @@ def tables(name: str = "ml-100k", n_ratings: int = 0) -> Path:
     """The input of both sides, as a file; made once."""
     path = shared.PEERS / "inputs" / f"{name}.npz"
     if not path.exists():
-        shared.save_tables(synthetic(n_ratings) if n_ratings else load_movielens(name), path)
+        save_tables(synthetic(n_ratings) if n_ratings else load_movielens(name), path)
     return path
 
 
@@ -91,15 +96,15 @@ def prep(arguments: argparse.Namespace) -> dict[str, Any]:
     The peer once with the three sampled negatives per positive of its example, once without any, as in-batch training
     needs it. We draw negatives while training. With a million ratings the peer takes up to 12 GiB.
     """
-    small = {"tables": tables()}
-    result = take_turns(arguments.rounds, partial(ours, "prep", **small), partial(rechub, "prep", **small, neg_ratio=3))
-    result["theirs_without_negatives"] = rechub("prep", **small)
-    million = {"tables": tables("synthetic-1m", 1_000_000)}
-    large = {"threads": 1, "peer": RECHUB, "rounds": 1, "ours": ours("prep", **million)}
-    for name, negatives in (("theirs", 3), ("theirs_without_negatives", 0)):
-        with shared.step(f"  the peer on a million ratings, {negatives} negatives"):
-            large[name] = rechub("prep", **million, neg_ratio=negatives)
-    return {"ml-100k": result, "synthetic-1m": large}
+    result = {}
+    for name, rounds, path in (
+        ("ml-100k", arguments.rounds, tables()),
+        ("synthetic-1m", 1, tables("synthetic-1m", 1_000_000)),
+    ):
+        sides = partial(ours, "prep", tables=path), partial(rechub, "prep", tables=path, neg_ratio=3)
+        result[name] = take_turns(rounds, *sides)
+        result[name]["theirs_without_negatives"] = rechub("prep", tables=path)
+    return result
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -115,89 +120,93 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def serve(arguments: argparse.Namespace) -> dict[str, Any]:
     """One user's answer, raw ids to titles, on one core; ours in a process that cannot import torch."""
-    from dssm_helpers.course.workspace import Workspace
-    from dssm_helpers.serving import export_bundle
-
     workspace = Workspace("ml-100k", progress=False)
     data, test = workspace.data, workspace.split.test[:500]
-    users, items = (data.vocabularies[name].values for name in ("user_id", "item_id"))
-    asked = [
-        {"user_id": int(users[data.user[p] - 2]), "history": items[data.history(p)[-50:] - 2].tolist()} for p in test
-    ]
+    users = data.vocabularies["user_id"].decode(data.user[test])
+    histories = [data.vocabularies["item_id"].decode(data.history(p)[-50:]) for p in test]
+    asked = [{"user_id": u, "history": list(h)} for u, h in zip(users, histories, strict=True)]
     with tempfile.TemporaryDirectory() as folder:
         bundle = export_bundle(Path(folder) / "bundle", workspace.trained("dssm")[0], data, workspace.split.train)
         requests = Path(folder) / "requests.json"
         requests.write_text(json.dumps(asked), encoding="utf-8")
-        return take_turns(
-            arguments.rounds,
-            partial(ours, "serve", bundle=bundle, requests=requests),
-            partial(rechub, "serve", tables=tables(), requests=requests),
-        )
+        our_turn = partial(shared.ask, sys.executable, "our_serving.py", "serve", bundle=bundle, requests=requests)
+        their_turn = partial(rechub, "serve", tables=tables(), requests=requests)
+        return take_turns(arguments.rounds, our_turn, their_turn)
 
 
 def quality(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds to the peer's best Hit@100, and to the quality of RecBole's SASRec."""
+    """Seconds to the peer's best Hit@100."""
     options = {"tables": tables(), "seconds": arguments.peer_seconds}
-    theirs = []
-    for negatives in (3, 0):
-        with shared.step(f"  torch-rechub, {negatives} negatives, {arguments.peer_seconds:g} s"):
-            theirs.append(rechub("quality", **options, neg_ratio=negatives))
-    with shared.step("  ours to its best Hit@100"):
-        target = {"hit@100": max(PEER_BEST_HIT_100, *(mode["best"]["hit@100"] for mode in theirs))}
-        result = {"ours": ours("quality", tables=tables(), target=target)}
-    sasrec = shared.read_json(arguments.out).get("sasrec")
-    if report.finished(sasrec):
-        target = {name: report.mean(sasrec, "test", name) for name in ("hit@10", "hit@100", "ndcg@10")}
-        options = {"target": target, "seeds": 3, "epochs": (3, 4, 6, 8, 10), "threads": os.cpu_count()}
-        with shared.step("  ours to the quality of RecBole's SASRec, three seeds each"):
-            result["to_sasrec"] = ours("quality", tables=tables(), **options)
-    else:
-        print("  no SASRec that was trained to its end: peers.py --only sasrec", flush=True)
-    known = {"peer_best_hit@100_known": PEER_BEST_HIT_100, "peer_seconds_known": 300}
-    return {"threads": 1, "peer": RECHUB, **known, "theirs": theirs, **result}
+    theirs = [rechub("quality", **options, neg_ratio=negatives) for negatives in (3, 0)]
+    target = {"hit@100": max(PEER_BEST_HIT_100, *(mode["best"]["hit@100"] for mode in theirs))}
+    found = ours("quality", tables=tables(), target=target, seeds=1, epochs=(0.25, 0.5, 1, 2, 4, 8))
+    return {"threads": 1, "peer": RECHUB, "theirs": theirs, "ours": found}
 
 
-def sasrec(arguments: argparse.Namespace) -> dict[str, Any]:
-    """RecBole's SASRec on all cores, ranked by our evaluation; leaves its test ranks in sasrec_ranks.json.
+def to_sasrec(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Processor seconds to the mean quality of RecBole's SASRec, on as many cores, three seeds."""
+    runs = report.sasrec_runs(shared.read_json(arguments.out))
+    if not runs:
+        print("no SASRec that was trained to its end: peers.py --only sasrec", flush=True)
+        return {"runs": []}
+    target = {name: float(np.mean([run["test"][name] for run in runs])) for name in report.HITS}
+    options = {"target": target, "seeds": 3, "epochs": (3, 4, 6, 8, 10), "threads": os.cpu_count()}
+    return ours("quality", tables=tables(), **options)
 
-    Each seed is stored when it is done and replaces what was stored of that seed.
-    """
+
+def against(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The course's model, three seeds, minus others on test, with the paired 95 % interval."""
+    workspace = Workspace("ml-100k", progress=False)
+    data, split = workspace.data, workspace.split
+    model = np.array([rank_targets(workspace.scorer("dssm", seed), data, split.test) for seed in range(3)])
+    scorers = {"EASE": EASE(data, split.train), "item-kNN": ItemKNN(data, split.train)}
+    others = {name: [rank_targets(scorer, data, split.test)] for name, scorer in scorers.items()}
+    if report.sasrec_runs(shared.read_json(arguments.out)):
+        sasrec = shared.read_json(arguments.out.with_name(SASREC_RANKS))
+        others[sasrec["model"]] = list(sasrec["test"].values())
+    return {"others": [{"name": n, "seeds": len(r), **compare(model, np.array(r))} for n, r in others.items()]}
+
+
+PARTS = {part.__name__: part for part in (prep, train, evaluate, serve, quality, to_sasrec, against)}
+
+
+def sasrec(arguments: argparse.Namespace) -> None:
+    """RecBole's SASRec on all cores, ranked by our evaluation; every seed is stored when it is done."""
     for seed in arguments.sasrec_seeds:
-        with shared.step(f"  seed {seed}"):
-            options = {"seed": seed, "hours": arguments.sasrec_hours, "threads": os.cpu_count()}
-            run = shared.ask(environment("recbole"), "peer_recbole.py", "train", tables=tables(), **options)
-        keep_sasrec(arguments.out, seed, run | {"machine": shared.machine()})
-    return shared.read_json(arguments.out)["sasrec"]
+        options = {"seed": seed, "max_epochs": arguments.sasrec_epochs, "threads": os.cpu_count()}
+        train_one = partial(shared.ask, environment("recbole"), "peer_recbole.py", "train", tables=tables(), **options)
+        keep_sasrec(arguments.out, seed, shared.once(shared.point("sasrec", **options), train_one))
 
 
 def keep_sasrec(path: Path, seed: int, run: dict[str, Any]) -> None:
-    """Put a run into the results, but its test ranks into sasrec_ranks.json."""
+    """Put a run into the results in place of that seed's last, and its test ranks into a file beside them."""
     note = "rank of each user's test movie by seed, users in order of id (= split_by_time(data).test); ties count half"
-    ranks = shared.read_json(shared.SASREC_RANKS).get("test", {}) | {str(seed): run.pop("test_ranks")}
+    ranks = shared.read_json(path.with_name(SASREC_RANKS)).get("test", {}) | {str(seed): run.pop("test_ranks")}
     about = {"model": "SASRec, recbole 1.2.1", "dataset": "ml-100k", "note": note}
-    shared.write_json(shared.SASREC_RANKS, {**about, "test": ranks})
+    shared.write_json(path.with_name(SASREC_RANKS), {**about, "test": ranks})
     runs = shared.read_json(path).get("sasrec", {}).get("runs", {}) | {str(seed): run}
     shared.merge_section(path, "sasrec", {"runs": runs})
 
 
-PARTS = {part.__name__: part for part in (prep, train, evaluate, serve, quality, sasrec)}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=[name for name in PARTS if name != "sasrec"])
+    parser = shared.command_line(__doc__)
+    parser.add_argument("--only", nargs="+", choices=["sasrec", *PARTS], default=list(PARTS))
     parser.add_argument("--out", type=Path, default=shared.RESULTS, help="default: benchmarks/results.json")
     parser.add_argument("--rounds", type=int, default=3, help="how often both sides take turns (default 3)")
     parser.add_argument("--peer-seconds", type=float, default=120, help="training limit of torch-rechub, each of two")
     parser.add_argument("--sasrec-seeds", type=int, nargs="+", default=[2020, 2021, 2022])
-    parser.add_argument(
-        "--sasrec-hours", type=float, default=6, help="safety limit of a seed, which is then unfinished"
-    )
+    parser.add_argument("--sasrec-epochs", type=int, default=1000, help="a seed that comes so far is unfinished")
     arguments = parser.parse_args()
     for part in arguments.only:
-        with shared.step(part):
-            shared.merge_section(arguments.out, part, PARTS[part](arguments))
-    print(report.write(arguments.out))
+        if part == "sasrec":
+            sasrec(arguments)
+            continue
+        settings = {"rounds": arguments.rounds, "peer_seconds": arguments.peer_seconds}
+        settings["sasrec"] = report.sasrec_runs(shared.read_json(arguments.out))  # two parts compare with it
+        path = shared.point(part, **settings)
+        shared.merge_section(arguments.out, part, shared.once(path, partial(PARTS[part], arguments)))
+    if arguments.out == shared.RESULTS:
+        report.write()
 
 
 if __name__ == "__main__":

@@ -11,20 +11,21 @@ row by row), without the user id, and with the whole user table updated at every
 
 ``rows`` have the same catalogue at every size, so a slope of 1 on log axes means "twice the ratings, twice the cost".
 ``catalogue`` has the same ratings with ever more items, where a table of the catalogue's size in every step shows.
-Writes ``benchmarks/scaling.json``.
+Writes ``benchmarks/scaling.json``; an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import machine as shared
+from task import save_tables
 
 from dssm_helpers.movielens import synthetic
 
@@ -33,47 +34,48 @@ SIZES, N_MOVIES = (100_000, 1_000_000, 10_000_000, 32_000_000), 10_000
 CATALOGUES, N_RATINGS = (1_000, 10_000, 100_000, 1_000_000), 1_000_000
 
 
-def measure(n_ratings: int, n_movies: int, stages: tuple[str, ...], steps: int) -> list[dict[str, Any]]:
-    """A row for each stage on generated tables; generating them is not part of what is measured."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = shared.save_tables(synthetic(n_ratings, n_movies=n_movies), Path(folder) / "tables.npz")
-        for name in stages:
-            options = {"name": name, "tables": path, "steps": steps, "threads": os.cpu_count()}
-            found = shared.ask(sys.executable, "our_side.py", "stage", **options)
-            rows.append({"ratings": n_ratings, "items": n_movies, "stage": name, **found})
-            print(
-                f"{n_ratings:>12,} ratings{n_movies:>11,} items  {name:<25}{found['seconds']:9.1f} s"
-                f"{found['peak_gib']:8.2f} GiB{' (extrapolated)' if found.get('extrapolated') else ''}",
-                flush=True,
-            )
-    return rows
+@lru_cache(maxsize=1)
+def generated(n_ratings: int, n_items: int) -> tempfile.TemporaryDirectory:
+    """A folder with the tables, removed when others are asked for; making them is not part of what is measured."""
+    folder = tempfile.TemporaryDirectory()
+    save_tables(synthetic(n_ratings, n_movies=n_items), Path(folder.name) / "tables.npz")
+    return folder
+
+
+def measure(ratings: int, items: int, stage: str, steps: int) -> dict[str, Any]:
+    """A row: one stage on generated tables, once."""
+    size = {"ratings": ratings, "items": items, "stage": stage}
+
+    def in_a_process() -> dict[str, Any]:
+        options = {"tables": f"{generated(ratings, items).name}/tables.npz", "steps": steps, "threads": os.cpu_count()}
+        return shared.ask(sys.executable, "our_side.py", "stage", name=stage, **options)
+
+    return {**size, **shared.once(shared.point("scaling", steps=steps, **size), in_a_process)}
 
 
 def slopes(rows: list[dict[str, Any]], by: str = "ratings") -> dict[str, dict[str, float]]:
-    """Exponent of growth between the two largest sizes of each stage; 1 is linear."""
+    """Exponent of growth between the two largest sizes of each stage that has two; 1 is linear."""
     result = {}
-    for name in dict.fromkeys(row["stage"] for row in rows):
-        *_, small, large = [{by: 1}, *sorted((r for r in rows if r["stage"] == name), key=lambda r: r[by])]
-        if small[by] > 1:
-            growth = math.log(large[by] / small[by])
-            result[name] = {kind: math.log(large[kind] / small[kind]) / growth for kind in ("seconds", "peak_gib")}
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        largest = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row[by])[-2:]
+        if len(largest) == 2:
+            growth = {kind: math.log(largest[1][kind] / largest[0][kind]) for kind in (by, "seconds", "peak_gib")}
+            result[stage] = {kind: growth[kind] / growth[by] for kind in ("seconds", "peak_gib")}
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = shared.command_line(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help=f"ratings, with {N_MOVIES:,} items")
     parser.add_argument("--items", type=int, nargs="+", default=CATALOGUES, help=f"with {N_RATINGS:,} ratings")
     parser.add_argument("--steps", type=int, default=150, help="training steps to measure of each epoch")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    rows = [row for size in options.sizes for row in measure(size, N_MOVIES, STAGES, options.steps)]
-    catalogue = [row for n in options.items for row in measure(N_RATINGS, n, ("epoch",), options.steps)]
-    report = {"machine": shared.machine(), "movies": N_MOVIES, "steps": options.steps, "threads": os.cpu_count()}
-    report |= {"rows": rows, "slopes": slopes(rows)}
-    report |= {"catalogue": catalogue, "catalogue_slopes": slopes(catalogue, by="items")}
-    shared.write_json(options.out, report)
+    rows = [measure(size, N_MOVIES, stage, options.steps) for size in options.sizes for stage in STAGES]
+    catalogue = [measure(N_RATINGS, n, "epoch", options.steps) for n in options.items]
+    report = {"machine": shared.machines(rows + catalogue), "movies": N_MOVIES, "steps": options.steps}
+    report |= {"threads": os.cpu_count(), "rows": rows, "slopes": slopes(rows)}
+    shared.write_json(options.out, {**report, "catalogue": catalogue, "catalogue_slopes": slopes(catalogue, "items")})
 
 
 if __name__ == "__main__":

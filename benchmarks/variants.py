@@ -3,12 +3,11 @@
     python benchmarks/variants.py                   # everything, some three hours on one core
     python benchmarks/variants.py --only sweeps     # or ablation
 
-A sweep trains half as long as the default and is read on validation; test rows are never looked at. The ablation trains
-in full, with several seeds, and is read on test; every choice in the default was made on validation.
+A sweep trains half as long as the default and is read on validation. The ablation trains in full, with several seeds,
+and is read on test; every choice in the default was made on validation.
 
 Each run is kept in ``artifacts/<dataset>/variants/`` under a hash of its settings, the data, the split and the code
-that ran. So an interrupted command goes on where it stopped, and a changed library starts anew. ``sweeps.json`` and
-``ablation.json`` are written when all their runs are there; each point in them has its own date and machine.
+that ran. So an interrupted command goes on where it stopped, and a changed library starts anew.
 
 **Seconds** can be compared within a table: before and after each training some steps of the untouched default are timed
 in the same process, and the training's seconds are divided by how much slower these were than beside the default's own
@@ -17,10 +16,9 @@ training. ``seconds_measured`` is what the clock said.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -29,26 +27,13 @@ import numpy as np
 import torch
 
 from dssm_helpers.course.workspace import Workspace, code_digest
-from dssm_helpers.evaluation import (
-    EASE,
-    ItemKNN,
-    TwoTowerScorer,
-    evaluate,
-    metrics,
-    ndcg,
-    paired_bootstrap,
-    rank_targets,
-)
+from dssm_helpers.evaluation import TwoTowerScorer, evaluate, metrics, ndcg, paired_bootstrap, rank_targets, scoreboard
 from dssm_helpers.files import digest
 from dssm_helpers.model import DSSM
 from dssm_helpers.recipes import RECIPES, Recipe, build_model
 from dssm_helpers.training import Diverged, Trainer, TrainingConfig
 
-MEASURES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "hit@10": lambda ranks: ranks <= 10,
-    "hit@100": lambda ranks: ranks <= 100,
-    "ndcg@10": ndcg,
-}
+MEASURES = ("hit@10", "hit@100", "ndcg@10")
 
 
 @dataclass(frozen=True)
@@ -56,17 +41,13 @@ class Variant:
     """The default model with something changed.
 
     Args:
-        name: what stands at the axis or in the row.
-        what: a remark for the table.
         settings: fields of :class:`Recipe` and of :class:`TrainingConfig` that differ.
-        seeds: how many it is worth.
         change: does to the built model what no recipe says.
         members: so many models, trained apart, their vectors laid side by side.
         refit: train on the validation rows as well.
     """
 
     name: str
-    what: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
     change: Callable[[DSSM], None] | None = None
@@ -75,8 +56,9 @@ class Variant:
 
     def recipe(self, seed: int) -> Recipe:
         """All settings of the model and its training."""
-        names = {f.name for f in fields(TrainingConfig)}
-        model, training = ({n: v for n, v in self.settings.items() if (n in names) is which} for which in (False, True))
+        of_training = {f.name for f in fields(TrainingConfig)} & set(self.settings)
+        training = {name: self.settings[name] for name in of_training}
+        model = {name: value for name, value in self.settings.items() if name not in of_training}
         default = RECIPES["dssm"]
         return replace(default, **model, training=replace(default.training, **training, seed=seed))
 
@@ -108,9 +90,13 @@ DEMOGRAPHICS = ("gender", "age", "occupation", "zip")
 DEPTHS = {"64": (64,), "128-64": (128, 64), "256-64": (256, 64), "512-256-64": (512, 256, 64)}
 
 
+def full(name: str, seeds: int = 3, **settings: Any) -> Variant:
+    return Variant(name, settings, seeds)
+
+
 def point(name: object, seeds: int = 1, **settings: Any) -> Variant:
     """A variant with half the epochs."""
-    return Variant(str(name), "", {"epochs": EPOCHS, **settings}, seeds)
+    return full(str(name), seeds, **{"epochs": EPOCHS, **settings})
 
 
 def along(setting: str, *values: Any) -> list[Variant]:
@@ -121,11 +107,8 @@ def pooled(*poolings: str) -> Variant:
     return point(" + ".join(poolings), pooling=poolings if len(poolings) > 1 else poolings[0])
 
 
-def towers(user: str, item: str) -> Variant:
-    return point(f"{user} | {item}", dims=DEPTHS[user], item_dims=None if user == item else DEPTHS[item])
-
-
-def sampled(n: int, sampler: str, name: str) -> Variant:
+def sampled(n: int, sampler: str) -> Variant:
+    name = sampler.replace("_", "-" if sampler == "log_uniform" else " ")
     return point(f"{n} {name}", objective="list_wise", sampler=sampler, n_negatives=n)
 
 
@@ -148,7 +131,9 @@ SWEEPS: dict[str, tuple[str, list[Variant]]] = {
     "batch_size": ("Batch size, learning rate fixed", along("batch_size", 64, 128, 256, 512, 1024, 2048)),
     "dimension": ("Size of the vectors", [point(d, dims=(256, d)) for d in (16, 32, 64, 128)]),
     "towers": ("Depth and balance of the towers", [
-        *(towers(depth, depth) for depth in DEPTHS), towers("256-64", "64"), towers("64", "256-64"),
+        *(point(f"{depth} | {depth}", dims=dims) for depth, dims in DEPTHS.items()),
+        point("256-64 | 64", dims=(256, 64), item_dims=(64,)),
+        point("64 | 256-64", dims=(64,), item_dims=(256, 64)),
     ]),
     "features": ("Features left out", [
         point("nothing"),
@@ -160,10 +145,8 @@ SWEEPS: dict[str, tuple[str, list[Variant]]] = {
     ]),
     "dropout": ("Dropout of the embeddings", along("dropout", 0.0, 0.1, 0.2, 0.35, 0.5)),
     "negatives": ("Sampled negatives, softmax over 1 + n", [
-        *(sampled(n, "uniform", "uniform") for n in (4, 32, 128)),
-        sampled(32, "count^0.75", "count^0.75"),
-        sampled(32, "log_count", "log count"),
-        sampled(32, "log_uniform", "log-uniform"),
+        *(sampled(n, "uniform") for n in (4, 32, 128)),
+        *(sampled(32, sampler) for sampler in ("count^0.75", "log_count", "log_uniform")),
         point("in-batch, logQ"),
     ]),
     "learning_rate": ("Learning rate against depth", [
@@ -173,37 +156,30 @@ SWEEPS: dict[str, tuple[str, list[Variant]]] = {
 }  # fmt: skip
 
 ABLATION = [
-    Variant("the course's model", "mean + two recency poolings, logQ, masks, dropout, temperature 0.1", seeds=5),
-    Variant("mean pooling over 10 movies", "the textbook DSSM with everything else kept (`dssm_mean`)",
-            {"pooling": "mean", "max_history": 10}, seeds=5),
-    Variant("mean pooling over 50 movies", "the same without a short window", {"pooling": "mean"}),
-    Variant("one recency pooling", "recency:3 alone", {"pooling": "recency:3"}),
-    Variant("no logQ correction", "popular movies are punished as negatives", {"logq": 0.0}),
-    Variant("no accidental-hit mask", "the target also counts as a negative", {"mask_accidental_hits": False}),
-    Variant("no seen-movie mask", "watched movies count as negatives", {"mask_seen": False}),
-    Variant("no dropout", "", {"dropout": 0.0}),
-    Variant("temperature 1.0", "cosines too close together for a softmax", {"temperature": 1.0}),
-    Variant("temperature 0.02", "only the hardest negatives count", {"temperature": 0.02}),
-    Variant("no normalisation", "dot products instead of cosines, temperature 1", {"temperature": 1.0},
-            change=dot_products),
-    Variant("embeddings start at N(0, 1)", "torch's default instead of N(0, 0.02²)", change=wide_start),
-    Variant("a history table of its own", "not shared with the item tower", change=own_history_table),
-    Variant("no user id", "the history alone tells who it is", {"without": ("user_id",)}),
-    Variant("no demographics", "", {"without": DEMOGRAPHICS}),
-    Variant("no genres, no year", "", {"without": ("genres", "year")}),
-    Variant("four recency poolings", "tried: half-lives 0.5, 2, 8, 30",
-            {"pooling": ("recency:0.5", "recency:2", "recency:8", "recency:30")}),
-    Variant("128 dimensions", "tried: slower", {"dim": 128, "dims": (256, 128)}),
-    Variant("16 epochs", "tried: twice the seconds", {"epochs": 16}),
-    Variant("three models side by side",
-            "tried: vectors of three trainings laid side by side, 192 dimensions, three times the seconds",
-            members=3, seeds=5),
-    Variant("refit on train + validation", "what production would do once the choices are made; no comparison uses it",
-            refit=True),
-    Variant("label smoothing 0.1", "tried", {"label_smoothing": 0.1}),
-    Variant("list-wise, 128 uniform negatives", "the paper's objective",
-            {"objective": "list_wise", "n_negatives": 128}),
-]  # fmt: skip
+    full("the course's model", seeds=5),
+    full("mean pooling over 10 movies", seeds=5, pooling="mean", max_history=10),  # the textbook's: `dssm_mean`
+    full("mean pooling over 50 movies", pooling="mean"),
+    full("one recency pooling", pooling="recency:3"),
+    full("no logQ correction", logq=0.0),
+    full("no accidental-hit mask", mask_accidental_hits=False),
+    full("no seen-movie mask", mask_seen=False),
+    full("no dropout", dropout=0.0),
+    full("temperature 1.0", temperature=1.0),
+    full("temperature 0.02", temperature=0.02),
+    Variant("no normalisation", {"temperature": 1.0}, change=dot_products),
+    Variant("embeddings start at N(0, 1)", change=wide_start),  # torch's default instead of N(0, 0.02²)
+    Variant("a history table of its own", change=own_history_table),  # not shared with the item tower
+    full("no user id", without=("user_id",)),
+    full("no demographics", without=DEMOGRAPHICS),
+    full("no genres, no year", without=("genres", "year")),
+    full("four recency poolings", pooling=("recency:0.5", "recency:2", "recency:8", "recency:30")),
+    full("128 dimensions", dim=128, dims=(256, 128)),
+    full("16 epochs", epochs=16),
+    Variant("three models side by side", members=3, seeds=5),  # 192 dimensions, three times the seconds
+    Variant("refit on train + validation", refit=True),  # what production would do once the choices are made
+    full("label smoothing 0.1", label_smoothing=0.1),
+    full("list-wise, 128 uniform negatives", objective="list_wise", n_negatives=128),  # the paper's objective
+]
 
 
 # -- One run -----------------------------------------------------------------------------------------------------------
@@ -217,19 +193,14 @@ def key(ws: Workspace, variant: Variant, seed: int) -> str:
 def run(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
     """:func:`measure`, once."""
     path = ws.folder / "variants" / f"{key(ws, variant, seed)}.json"
-    if not path.exists():
-        with shared.step(f"{variant.name}, seed {seed}"):
-            shared.write_json(path, measure(ws, variant, seed))
-    return shared.read_json(path)
+    return shared.once(path, lambda: measure(ws, variant, seed))
 
 
 def measure(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
     """Train a variant and rank every user's held-out movies.
 
-    Returns:
-        ``ranks`` of the validation and of the test row of every user (of a diverged run the worst there is; a refit
-        has seen the validation rows), ``loss`` by epoch, ``seconds`` of training, and ``default_step_ms``: what a step
-        of the default took just then.
+    ``ranks`` are those of every user's validation and test row: of a diverged run the worst there is; a refit has seen
+    the validation rows. ``default_step_ms``: what a step of the default took just then.
     """
     split, scorers, losses, seconds, diverged = ws.split, [], [], 0.0, False
     beside = [default_step_ms(ws)]
@@ -238,12 +209,12 @@ def measure(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
         model = build_model(ws.data, recipe, member)
         if variant.change:
             variant.change(model)
+        rows, validate = split.train, lambda m: evaluate(m, ws.batches, split.validation)
+        if variant.refit:  # as many epochs as before, nothing left to choose on
+            rows, validate = np.sort(np.concatenate([split.train, split.validation])), None
         trainer = Trainer(model, ws.batches, recipe.training)
         try:
-            if variant.refit:  # as many epochs as before, nothing left to choose on
-                trainer.fit(np.sort(np.concatenate([split.train, split.validation])), progress=False)
-            else:
-                trainer.fit(split.train, lambda m: evaluate(m, ws.batches, split.validation), progress=False)
+            trainer.fit(rows, validate, progress=False)
             scorers.append(TwoTowerScorer(model, ws.batches))
         except Diverged:
             diverged = True
@@ -259,7 +230,7 @@ def measure(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
 
     return {
         "settings": variant.made_of(seed),
-        "machine": shared.machine() | {"threads": torch.get_num_threads()},
+        "threads": torch.get_num_threads(),
         "seconds": seconds,
         "default_step_ms": float(np.mean(beside)),
         "loss": losses,
@@ -276,36 +247,29 @@ def default_step_ms(ws: Workspace, steps: int = 40) -> float:
     return 1e3 * history["seconds"].iloc[-1] / max(1, len(rows) // config.batch_size)
 
 
-# -- Two tables --------------------------------------------------------------------------------------------------------
-
-
-def figures(ranks: np.ndarray) -> dict[str, Any]:
-    """Means over seeds of ranks ``[seeds, n]`` or ``[n]``, and the sample standard deviation of Hit@10 between them."""
-    per_seed = {name: measure_of(np.atleast_2d(ranks)).mean(axis=1) for name, measure_of in MEASURES.items()}
-    hits = per_seed["hit@10"]
-    means = {name: float(values.mean()) for name, values in per_seed.items()}
-    return {**means, "hit@10_std": float(hits.std(ddof=1)) if len(hits) > 1 else None}
-
-
-def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, list[float]]:
-    """``ours`` minus ``theirs`` (ranks ``[seeds, n]`` or ``[n]``) with its 95 % interval, users resampled."""
-    found = {name: paired_bootstrap(measure_of(ours), measure_of(theirs)) for name, measure_of in MEASURES.items()}
-    return {name: [c.difference, c.low, c.high] for name, c in found.items()}
-
-
 def comparable_seconds(found: Mapping[str, Any], default: Mapping[str, Any]) -> float:
     """Seconds of a run as if the machine had been as quick as during the ``default``'s."""
     return found["seconds"] * default["default_step_ms"] / found["default_step_ms"]
 
 
-def machines(runs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """One description of all machines that took part; where they differ, each value once."""
-    values: dict[str, list] = {}
-    for found in runs:
-        for name, value in found["machine"].items():
-            values.setdefault(name, []).append(value)
-    distinct = {name: list(dict.fromkeys(found)) for name, found in values.items()}
-    return {name: found[0] if len(found) == 1 else " and ".join(map(str, found)) for name, found in distinct.items()}
+# -- Two tables --------------------------------------------------------------------------------------------------------
+
+
+def figures(ranks: np.ndarray) -> dict[str, float]:
+    """Means over seeds of ranks ``[seeds, n]``, and the sample standard deviation of Hit@10 between them."""
+    (row,) = scoreboard({"": ranks}).to_dict("records")
+    return {**{name: row[name] for name in MEASURES}, "hit@10_std": row["±"]}
+
+
+def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, list[float]]:
+    """``ours`` minus ``theirs`` (ranks ``[seeds, n]`` or ``[n]``) with its 95 % interval, users resampled."""
+    pairs = {
+        "hit@10": (ours <= 10, theirs <= 10),
+        "hit@100": (ours <= 100, theirs <= 100),
+        "ndcg@10": (ndcg(ours), ndcg(theirs)),
+    }
+    found = {name: paired_bootstrap(*pair) for name, pair in pairs.items()}
+    return {name: [c.difference, c.low, c.high] for name, c in found.items()}
 
 
 def sweeps(ws: Workspace) -> dict[str, Any]:
@@ -323,8 +287,9 @@ def sweeps(ws: Workspace) -> dict[str, Any]:
     points = {}
     for place, found in runs.items():
         ranks = np.array(found["ranks"]["validation"])
+        means = metrics(ranks)
         points[place] = {
-            **{name: round(value, 5) for name, value in metrics(ranks).items() if name in MEASURES},
+            **{name: round(means[name], 5) for name in MEASURES},
             "loss": [round(loss, 4) for loss in found["loss"]],
             "seconds": round(comparable_seconds(found, default), 2),
             "seconds_measured": round(found["seconds"], 2),
@@ -333,7 +298,7 @@ def sweeps(ws: Workspace) -> dict[str, Any]:
             "date": found["machine"]["date"],
             **{name: found[name] for name in ("diverged", "machine", "settings")},
         }
-    about = {"dataset": ws.dataset, "split": "validation", "machine": machines(runs.values())}
+    about = {"dataset": ws.dataset, "split": "validation", "machine": shared.machines(list(runs.values()))}
     return {**about, "sweeps": layout, "points": points}
 
 
@@ -351,31 +316,20 @@ def ablation(ws: Workspace) -> dict[str, Any]:
         seconds = [comparable_seconds(found, runs[best][0]) for found in of_one]
         rows.append({
             "name": variant.name,
-            "what": variant.what,
             "seeds": variant.seeds,
             **figures(ranks[variant.name]),
             "train_seconds": float(np.mean(seconds)),
             "difference": None if variant.name == best else compare(ranks[variant.name], ranks[best]),
-            "machine": machines(of_one),
+            "machine": shared.machines(of_one),
         })  # fmt: skip
-    scorers = {"EASE": EASE(ws.data, ws.split.train), "item-kNN": ItemKNN(ws.data, ws.split.train)}
-    others = {name: rank_targets(scorer, ws.data, ws.split.test) for name, scorer in scorers.items()}
-    if sasrec := shared.read_json(shared.SASREC_RANKS):
-        others[sasrec["model"]] = np.array(list(sasrec["test"].values()))
-    everywhere = machines(found for of_one in runs.values() for found in of_one)
-    return {
-        "machine": everywhere,
-        "date": everywhere["date"],
-        "dataset": ws.dataset,
-        "seeds": max(variant.seeds for variant in ABLATION),
-        "rows": rows,
-        "against": [{"name": n, **figures(r), "difference": compare(ranks[best], r)} for n, r in others.items()],
-    }
+    everywhere = shared.machines([found for of_one in runs.values() for found in of_one])
+    about = {"machine": everywhere, "date": everywhere["date"], "dataset": ws.dataset}
+    return {**about, "seeds": max(variant.seeds for variant in ABLATION), "rows": rows}
 
 
 def main() -> None:
     tables = {table.__name__: table for table in (ablation, sweeps)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = shared.command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

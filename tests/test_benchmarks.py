@@ -17,51 +17,38 @@ SCRIPTS = [BENCHMARKS / f"{name}.py" for name in ("ann", "peers", "report", "sca
 sys.path.insert(0, str(BENCHMARKS))
 
 import machine  # noqa: E402
-import our_side  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
+import scaling  # noqa: E402
+import task  # noqa: E402
 import variants  # noqa: E402
 
 from dssm_helpers.objectives import TrainingConfig  # noqa: E402
 from dssm_helpers.recipes import Recipe  # noqa: E402
 
-HOST = {
-    "date": "2020-02-02",
-    "cpu": "A CPU",
-    "cores": 2,
-    "memory_gib": 4.0,
-    "system": "Linux",
-    "python": "3.11",
-    "torch": "2",
-    "numpy": "2",
-}
+HOST = {"date": "2020-02-02", "cpu": "A CPU", "cores": 2, "memory_gib": 4.0, "system": "Linux", "python": "3.11"}
+HOST |= {"torch": "2", "numpy": "2"}
+PAGE = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
 
 
 # -- shared tools ----------------------------------------------------------------------------------------------------
 
 
-def test_machine_names_everything():
-    described = machine.machine()
-    assert set(described) == set(HOST)
-    assert all(described[key] for key in ("date", "cpu", "cores", "python", "torch", "numpy"))
+def test_machine_names_everything_and_where_machines_differ_each_value_once():
+    here = machine.machine()
+    assert set(here) == set(HOST)
+    assert all(here.values())
+    both = machine.machines([{"machine": HOST}, {"machine": {**HOST, "cpu": "Another"}}, {"machine": HOST}])
+    assert (both["cpu"], both["date"]) == ("A CPU and Another", "2020-02-02")
 
 
-def test_merge_replaces_one_section_and_keeps_the_others(tmp_path):
+def test_merge_replaces_one_section_keeps_the_others_and_fails_whole(tmp_path):
     path = tmp_path / "results.json"
-    machine.merge_section(path, "a", {"x": 1})
-    machine.merge_section(path, "b", {"x": np.float32(0.5)})
-    machine.merge_section(path, "a", {"y": 2})
+    for name, section in (("a", {"x": 1}), ("b", {"x": np.float32(0.5)}), ("a", {"y": 2})):
+        machine.merge_section(path, name, section)
     results = machine.read_json(path)
-    assert set(results) == {"a", "b"}
-    assert "x" not in results["a"]
-    assert results["a"]["y"] == 2
-    assert results["b"]["x"] == 0.5
-    assert results["a"]["machine"]["date"]
-
-
-def test_a_failed_merge_leaves_the_old_file(tmp_path):
-    path = tmp_path / "results.json"
-    machine.merge_section(path, "a", {"x": 1})
+    assert results["a"].pop("machine")["date"]
+    assert (results["a"], results["b"]["x"]) == ({"y": 2}, 0.5)
     before = path.read_bytes()
     with pytest.raises((TypeError, ValueError)):
         machine.merge_section(path, "a", {"x": object()})
@@ -78,15 +65,17 @@ def test_peak_memory_sees_what_was_freed():
 
 
 def test_both_sides_read_the_same_tables(tables, data, tmp_path):
-    path = tmp_path / "tables.npz"
-    machine.save_tables(tables, path)
-    again, split, _ = our_side.prepare(machine.load_tables(path))
+    path = task.save_tables(tables, tmp_path / "tables.npz")
+    again, split, _ = task.prepare(task.load_tables(path))
     assert again.fingerprint() == data.fingerprint()
     assert again.titles == data.titles
     assert len(split.test) == len(np.unique(tables.ratings["user_id"])) - split.n_users_without_test
 
 
-# -- command lines ---------------------------------------------------------------------------------------------------
+def test_training_rates_come_from_the_epochs_after_the_first():
+    clocks = [(0.0, 0.0), (10.0, 8.0), (12.0, 9.0), (13.0, 10.0), (20.0, 11.0)]  # 10 s, then 2, 1 and 7
+    rates = machine.rates(clocks, rows=100)
+    assert rates == {"examples_per_second": 50.0, "examples_per_cpu_second": 100.0, "seconds_to_start": 8.0}
 
 
 def test_every_script_answers_help():
@@ -98,6 +87,36 @@ def test_every_script_answers_help():
         answers = list(pool.map(help_of, SCRIPTS))
     bad = [name for name, status, text in answers if status or not text.startswith("usage:")]
     assert not bad, f"no help from {bad}"
+
+
+# -- scaling -----------------------------------------------------------------------------------------------------------
+
+
+def test_scaling_grows_the_catalogue_too_and_measures_a_point_once_for_its_code(tmp_path, monkeypatch):
+    asked = []
+
+    def ask(python, script, part, *, name, **options):
+        tables = task.load_tables(options["tables"])
+        asked.append(name)
+        return {"seconds": 1e-3 * len(tables.movies) * len(tables.ratings), "peak_gib": 1.0}
+
+    arguments = ["scaling.py", "--sizes", "200", "400", "--items", "100", "200", "--out", str(tmp_path / "out.json")]
+    constants = {"N_RATINGS": 300, "N_MOVIES": 100, "STAGES": ("prepare", "epoch")}
+    for name, value in constants.items():
+        monkeypatch.setattr(scaling, name, value)
+    monkeypatch.setattr(machine, "ask", ask)
+    monkeypatch.setattr(machine, "POINTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", arguments)
+    for _ in range(2):
+        scaling.main()
+    assert asked == ["prepare", "epoch"] * 2 + ["epoch"] * 2
+    stored = machine.read_json(tmp_path / "out.json")
+    assert [(row["ratings"], row["items"]) for row in stored["catalogue"]] == [(300, 100), (300, 200)]
+    assert math.isclose(stored["catalogue_slopes"]["epoch"]["seconds"], 1.0)
+    assert all(row["key"] and row["machine"]["date"] for row in stored["rows"] + stored["catalogue"])
+    monkeypatch.setattr(machine, "file_digest", lambda path: "edited" if path.name == "objectives.py" else "")
+    scaling.main()
+    assert len(asked) == 12
 
 
 # -- the report ------------------------------------------------------------------------------------------------------
@@ -112,92 +131,89 @@ def test_verdict(value, expected):
     assert report.verdict(value, 20, 60) == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(0.9, "goal met"), (3, "at least met"), (6, "**not met**")])
-def test_verdict_where_less_is_better(value, expected):
-    assert report.verdict(value, 5, 1) == expected
+@pytest.mark.parametrize(("ours", "expected"), [(0.9, "goal met"), (3.0, "at least met"), (6.0, "**not met**")])
+def test_verdict_where_less_is_better(ours, expected):
+    row = report.fast({"serve": {"theirs": {"p99_ms": 4.0}, "ours": {"p99_ms": ours}}})[-1]
+    assert (row["at least"], row["goal"], row[""]) == ("≤ 5 ms", "≤ 1 ms", expected)
 
 
 def test_an_empty_report_claims_nothing():
-    page = report.render({})
     rows = report.fast({})
     assert {row[""] for row in rows} == {"not measured"}
     assert len(rows) == 14
+    page = report.render(PAGE, {})
     assert "met |" not in page.replace("not measured |", "")
+    assert page.count("\nnot measured\n") == 6
 
 
 def _quality(reached: bool) -> dict:
-    run = {"epochs": 1, "seeds": 1, "seconds": 2.0, "hit@10": 0.1, "hit@100": 0.5, "ndcg@10": 0.05, "reached": reached}
-    best = {"epoch": 9, "seconds": 100.0, "hit@10": 0.1, "hit@100": 0.35, "ndcg@10": 0.04}
-    return {
-        "machine": HOST,
-        "peer_seconds_known": 300,
-        "peer_best_hit@100_known": 0.387,
-        "theirs": [{"mode": "in-batch", "best": best, "curve": [best]}],
-        "ours": {"model": "dssm", "target": {"hit@100": 0.387}, "runs": [run]},
-    }
+    run = {"epochs": 1, "seeds": 1, "seconds": 9.0, "cpu_seconds": 2.0, "reached": reached}
+    return {"model": "dssm", "target": {"hit@100": 0.387}, "runs": [{**run, "hit@10": 0.1, "hit@100": 0.5}]}
 
 
 def test_report_of_a_few_sections():
+    prep = {
+        "theirs": {"seconds": 6.0, "mib_above_imports": 1024.0},
+        "ours": {"seconds": 0.06, "mib_above_imports": 64.0},
+    }
+    best = {"epoch": 9, "seconds": 450.0, "hit@10": 0.1, "hit@100": 0.35, "ndcg@10": 0.04}
+    theirs = [{"mode": "in-batch", "best": best, "curve": [best]}]
     results = {
-        "prep": {
-            "machine": HOST,
-            "ml-100k": {
-                "theirs": {"seconds": 6.0, "mib_above_imports": 1024.0},
-                "ours": {"seconds": 0.06, "mib_above_imports": 64.0},
-            },
-        },
-        "serve": {"machine": HOST, "theirs": {"p99_ms": 3.0}, "ours": {"p99_ms": 0.5}},
-        "quality": _quality(reached=True),
+        "prep": {"machine": HOST, "ml-100k": prep},
+        "quality": {"machine": HOST, "theirs": theirs, "ours": _quality(reached=True)},
     }
     rows = {row["against the peer"]: row for row in report.fast(results)}
     time = rows["preparation of ml-100k (its example's 3 negatives): time"]
     assert (time["peer"], time["ours"], time["ratio"], time[""]) == ("6 s", "60 ms", "100×", "at least met")
     assert rows["preparation of ml-100k (its example's 3 negatives): memory"]["ratio"] == "16×"
-    assert rows["one user's answer, raw ids → titles, p99, one core"][""] == "goal met"
     soonest = rows["seconds of training to the peer's best Hit@100"]
-    assert (soonest["peer"], soonest["ratio"], soonest[""]) == ("100 s", "50×", "at least met")
+    assert (soonest["peer"], soonest["ratio"], soonest[""]) == ("450 s", "50×", "at least met")
     assert rows["training examples per second (towers compiled)"][""] == "not measured"
-    page = report.render(results)
+    page = report.render(PAGE, results)
     assert "2020-02-02" in page
     assert "A CPU" in page
 
 
-def test_training_rates_come_from_the_epochs_after_the_first():
-    clocks = [(0.0, 0.0), (10.0, 8.0), (12.0, 9.0), (13.0, 10.0), (20.0, 11.0)]  # 10 s, then 2, 1 and 7
-    assert machine.rates(clocks, rows=100) == {
-        "examples_per_second": 50.0,
-        "examples_per_cpu_second": 100.0,
-        "seconds_to_start": 8.0,
-    }
-
-
 def test_a_target_that_no_run_reached_is_not_claimed():
-    rows = report.fast({"quality": _quality(reached=False)})
+    best = {"epoch": 9, "seconds": 450.0, "hit@100": 0.35}
+    rows = report.fast({"quality": {"theirs": [{"best": best, "curve": [best]}], "ours": _quality(reached=False)}})
     (row,) = [row for row in rows if row["ours"] == "not reached"]
     assert (row["ratio"], row[""]) == ("–", "**not met**")
 
 
 @pytest.mark.parametrize(("ended", "expected"), [("limit", "not measured"), ("patience", "goal met")])
-def test_a_sasrec_that_its_patience_did_not_end_is_no_yardstick(ended, expected):
+def test_a_sasrec_is_compared_in_processor_seconds_and_only_if_its_patience_ended_it(ended, expected):
     runs = {
-        str(s): {"stopped_by": "patience", "epoch": s, "epochs_run": 30, "seconds_to_best": 100.0 * s} for s in (3, 5)
+        str(seed): {
+            "stopped_by": "patience",
+            "epoch": seed,
+            "seconds_to_best": 9e9,
+            "cpu_seconds_to_best": 100.0 * seed,
+        }
+        for seed in (3, 5)
     }
     runs["5"]["stopped_by"] = ended
-    rows = report.fast({"sasrec": {"runs": runs}, "quality": {"to_sasrec": _quality(reached=True)["ours"]}})
+    rows = report.fast({"sasrec": {"runs": runs}, "to_sasrec": _quality(reached=True)})
     (row,) = [row for row in rows if "SASRec" in row["against the peer"]]
-    assert row[""] == expected
+    assert row["against the peer"].startswith("processor seconds")
+    assert (row["ratio"], row[""]) == (("200×", expected) if ended == "patience" else ("–", expected))
     assert ("mean of 2 seeds, best at epoch 3 to 5, ended by patience" in row["against the peer"]) == (
         ended == "patience"
     )
 
 
-def test_a_sasrec_is_kept_by_seed_and_its_ranks_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "SASREC_RANKS", tmp_path / "ranks.json")
+def test_above_another_model_only_where_the_whole_interval_is():
+    gaps = {"hit@10": [0.02, 0.01, 0.03], "hit@100": [0.01, -0.01, 0.03], "ndcg@10": [-0.02, -0.03, -0.01]}
+    (row,) = report.against({"against": {"others": [{"name": "SASRec", "seeds": 3, **gaps}]}})
+    assert (row["above on"], row["hit@10"]) == ("hit@10", "+0.020 [+0.010, +0.030]")
+
+
+def test_a_sasrec_is_kept_by_seed_and_its_ranks_apart(tmp_path):
     path = tmp_path / "results.json"
     for seed in (1, 2):
         peers.keep_sasrec(path, seed, {"epoch": 3 * seed, "test_ranks": [1.0, 2.5]})
     assert machine.read_json(path)["sasrec"]["runs"] == {"1": {"epoch": 3}, "2": {"epoch": 6}}
-    assert machine.read_json(tmp_path / "ranks.json")["test"] == {"1": [1.0, 2.5], "2": [1.0, 2.5]}
+    assert machine.read_json(tmp_path / peers.SASREC_RANKS)["test"] == {"1": [1.0, 2.5], "2": [1.0, 2.5]}
 
 
 # -- variants: sweeps and ablation -----------------------------------------------------------------------------------
@@ -217,7 +233,7 @@ def test_a_run_is_made_once_and_again_when_the_code_has_changed(small, monkeypat
     monkeypatch.setattr(variants, "measure", lambda *a: made.append(a[1].name) or measure(*a))
     first = variants.run(small, variants.Variant("default"), 0)
     assert variants.run(small, variants.Variant("under another name"), 0) == first
-    variants.run(small, variants.Variant("warmer", settings={"temperature": 0.5}), 0)
+    variants.run(small, variants.Variant("warmer", {"temperature": 0.5}), 0)
     monkeypatch.setattr(variants, "code_digest", lambda: "edited")
     variants.run(small, variants.Variant("default"), 0)
     assert made == ["default", "warmer", "default"]
@@ -234,7 +250,7 @@ def test_what_no_recipe_says_is_a_change_to_the_model(small):
 
 
 def test_a_diverged_run_is_recorded_as_such(small):
-    found = variants.measure(small, variants.Variant("wild", settings={"learning_rate": 1e30}), 0)
+    found = variants.measure(small, variants.Variant("wild", {"learning_rate": 1e30}), 0)
     assert found["diverged"]
     assert set(found["ranks"]["validation"]) == {float(small.data.n_items)}
 
@@ -260,17 +276,16 @@ def test_the_stored_sweeps_are_those_of_the_list():
 def test_committed_results_render_and_say_where_they_are_from():
     results = machine.read_json(machine.RESULTS)
     assert results, "benchmarks/results.json is missing: python benchmarks/peers.py"
-    for name, section in results.items():
-        assert section["machine"]["date"], name
-        assert section["machine"]["cpu"], name
-    page = report.render(results)
-    assert page.count("\n| ") > 10
-    assert (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8") == page, "run python benchmarks/report.py"
+    assert all(section["machine"]["date"] and section["machine"]["cpu"] for section in results.values())
+    assert PAGE.count("\n| ") > 10
+    assert report.render(PAGE, results) == PAGE, "run python benchmarks/report.py"
 
 
 def test_committed_sasrec_ranks_give_the_reported_metrics():
     runs = machine.read_json(machine.RESULTS)["sasrec"]["runs"]
-    ranks = {seed: np.asarray(found) for seed, found in machine.read_json(machine.SASREC_RANKS)["test"].items()}
+    ranks = {
+        seed: np.asarray(found) for seed, found in machine.read_json(BENCHMARKS / peers.SASREC_RANKS)["test"].items()
+    }
     assert runs.keys() == ranks.keys()
     for seed, found in ranks.items():
         assert found.min() >= 1

@@ -1,0 +1,48 @@
+"""What both sides of a comparison are given: the same tables, widths and sizes. Runs in the peers' environments too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import machine as shared
+import numpy as np
+import pandas as pd
+
+from dssm_helpers.data import EncodedData, Split, encode, split_by_time
+from dssm_helpers.features import BatchBuilder
+from dssm_helpers.movielens import SCHEMA, MovieLens
+
+# The widths of torch-rechub's own example (its embeddings must all have one width).
+BATCH_SIZE, MAX_HISTORY, WIDTH, DIMS = 256, 50, 16, (256, 128, 64)
+EPOCHS_TIMED = 3  # of training; the one before them warms up
+USER_COLUMNS = ("gender", "age", "occupation", "zip")
+
+
+def prepare(tables: MovieLens) -> tuple[EncodedData, Split, BatchBuilder]:
+    """Tables → encoded data, split and a batch builder: all there is before the first training step."""
+    data = encode(tables.ratings, tables.users, tables.movies, SCHEMA, name=tables.name)
+    return data, split_by_time(data), BatchBuilder(data, max_history=MAX_HISTORY)
+
+
+def save_tables(tables: MovieLens, path: Path) -> Path:
+    """The three tables as plain arrays, readable from any environment without pickle."""
+    arrays = {"name": np.asarray(tables.name)}
+    for table in ("ratings", "users", "movies"):
+        for column, values in getattr(tables, table).items():
+            numeric = values.dtype.kind in "iuf"
+            arrays[f"{table}.{column}"] = values.to_numpy() if numeric else values.to_numpy().astype(str)
+    with shared.write_atomically(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    return path
+
+
+def load_tables(path: str | Path) -> MovieLens:
+    """What :func:`save_tables` wrote."""
+    columns: dict[str, dict] = {"ratings": {}, "users": {}, "movies": {}}
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    name = str(arrays.pop("name"))
+    for place, values in arrays.items():
+        table, _, column = place.partition(".")
+        columns[table][column] = values
+    return MovieLens(name, **{table: pd.DataFrame(found) for table, found in columns.items()})
