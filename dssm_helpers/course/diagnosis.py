@@ -1,10 +1,8 @@
 """Take a run whose recall is low and name the likely cause (notebook 10, "My recall is low").
 
-Every check measures something on the run itself: its batches, its vectors, its scores, its curve. What was not given
-is not looked at, and the report says so. Causes come before their symptoms: a misaligned batch also gives a recall at
-chance, and it is the batch that has to be mended.
-
-A check yields names of ``findings.toml``, which has the words to each, with what it measured.
+Every check measures something on the run itself and yields names of ``findings.toml``, which has the words to each,
+with what it measured. Causes come before their symptoms: a misaligned batch also gives a recall at chance, and it is
+the batch that has to be mended.
 """
 
 from __future__ import annotations
@@ -39,29 +37,20 @@ FINDINGS = tomllib.loads(Path(__file__).with_name("findings.toml").read_text(enc
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is, or may be, wrong.
+    """One thing that is, or may be, wrong."""
 
-    Attributes:
-        name: short and fixed, for programs: ``"no_logq"``.
-        severity: ``critical``: the figures mean nothing until it is mended. ``warning``: it costs recall. ``note``:
-            worth knowing.
-        evidence: what was measured, in a sentence with the numbers.
-        cause: the likely cause. remedy: what to do. section: where the course explains it.
-    """
-
-    name: str
-    severity: str
-    evidence: str
+    name: str  # short and fixed, for programs: "no_logq"
+    severity: str  # critical: the figures mean nothing until it is mended; warning: it costs recall; note
+    evidence: str  # what was measured
     cause: str
     remedy: str
-    section: str
+    section: str  # where the course explains it
 
 
 class Diagnosis(list[Finding]):
     """Findings, the most likely cause first. ``print`` it, or leave it as a notebook cell's last line.
 
-    Attributes:
-        unchecked: what could not be looked at, and the argument that would allow it.
+    ``unchecked`` says what could not be looked at, and the argument that would allow it.
     """
 
     def __init__(self, findings: Iterable[Finding] = (), unchecked: Iterable[str] = ()):
@@ -77,8 +66,13 @@ class Diagnosis(list[Finding]):
         lines = ["Nothing above a note."] if self.healthy else []
         for place, finding in enumerate(self, 1):
             lines.append(f"{place}. {finding.severity.upper():<9}{finding.name}")
-            texts = (finding.evidence, finding.cause, finding.remedy, finding.section)
-            for title, text in zip(("measured", "cause", "do", "read"), texts, strict=True):
+            texts = {
+                "measured": finding.evidence,
+                "cause": finding.cause,
+                "do": finding.remedy,
+                "read": finding.section,
+            }
+            for title, text in texts.items():
                 lines += textwrap.wrap(f"   {title:<9}{text}", 100, subsequent_indent=" " * 12, break_long_words=False)
         return "\n".join(lines + textwrap.wrap(self._not_looked_at(), 100))
 
@@ -114,8 +108,7 @@ def diagnose(
 ) -> Diagnosis:
     """Look over a run and say what is likely wrong with it (notebook 10, "My recall is low").
 
-    Only the model and the batches are needed; everything else lets more be looked at. Nothing is changed: the model
-    keeps its weights, its gradients and its mode.
+    Only the model and the batches are needed; everything else lets more be looked at. The model is not changed.
 
     Args:
         batches: what formed the training batches; its ``data`` says what they should contain.
@@ -127,9 +120,6 @@ def diagnose(
         recommend: positions ``[B]`` → item indices ``[B, k]`` as users see them; looked over for items seen before.
         initial_loss: of the very first step, before any training.
         sample: how many training and how many validation rows to look at. seed: for that sample.
-
-    Returns:
-        Findings, most likely cause first. A healthy run gives nothing above ``note``.
     """
     data, split, generator = batches.data, split or split_by_time(batches.data), np.random.default_rng(seed)
     parts = split.train, split.validation
@@ -161,9 +151,7 @@ def diagnose(
     return Diagnosis(findings, [what for what, value in given.items() if value is None])
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Checks. Each yields the names of findings and what was measured
-# --------------------------------------------------------------------------------------------------------------------
+# -- Checks: each yields the names of findings and what was measured ---------------------------------------------------
 
 Measured = Iterator[tuple[str, str]]
 
@@ -253,11 +241,9 @@ def _histories(model: DSSM, batches: BatchBuilder, parts: dict[str, np.ndarray])
     given, turned = (rank_targets(scorer, data, parts["validation"]) for scorer in scorers)
     gain = np.log(given / turned)
     if max(backwards.values()) > 0.25 or gain.mean() > 3 * gain.std() / math.sqrt(len(gain)) + 0.05:
-        evidence = (
-            f"in {max(backwards.values()):.0%} of two neighbouring slots the older item comes first, expected none"
-        )
+        evidence = f"in {max(backwards.values()):.0%} of two neighbouring slots the older item comes first"
         hits = f"{(given <= 10).mean():.3f}, with the histories reversed {(turned <= 10).mean():.3f}"
-        yield "history_reversed", f"{evidence}; validation Hit@10 {hits}"
+        yield "history_reversed", f"{evidence}, expected none; validation Hit@10 {hits}"
 
 
 def _reversed(batch: Batch) -> Batch:
@@ -271,8 +257,7 @@ def _vectors(model: DSSM, vectors: dict[str, Tensor], given_scores: Tensor | Non
         both = [_exact(scores).flatten() for scores in (model.logits(*vectors.values()), given_scores[:, FIRST:])]
         agreement = float(torch.corrcoef(torch.stack(both))[0, 1])
         if agreement < 0.9:
-            evidence = f"the scorer's scores correlate {agreement:+.2f} with the model's own, expected about 1"
-            yield "scorer_misaligned", evidence
+            yield "scorer_misaligned", f"scores correlate {agreement:+.2f} with the model's own, expected about 1"
     shown = []
     for side, rows in vectors.items():
         low, high = np.quantile(_exact(rows.norm(dim=1)).numpy(), [0.01, 0.99])
@@ -319,13 +304,13 @@ def _one_step(model: DSSM, batch: Batch, config: TrainingConfig) -> tuple[float,
         logits = model.logits(model.user_tower(rows), model.item_tower(rows))
         return in_batch_loss(logits, rows["item_id"]) / math.log(len(logits))
 
-    optimizer, before, gradients = adamw(model, config), loss(), {}
+    optimizer, before = adamw(model, config), loss()
     optimizer.zero_grad()
     if before.requires_grad:
         before.backward()
-    for side, tower in (("user", model.user_tower), ("item", model.item_tower)):
-        found = [p.grad for p in getattr(tower, "mlp", tower).parameters() if p.grad is not None]
-        gradients[side] = math.sqrt(sum(float(gradient.square().sum()) for gradient in found))
+    layers = {"user": model.user_tower.mlp, "item": model.item_tower.mlp}
+    # Clipping at infinity clips nothing, and returns the length.
+    gradients = {s: float(nn.utils.clip_grad_norm_(mlp.parameters(), math.inf)) for s, mlp in layers.items()}
     optimizer.step()
     return before.item(), loss().item(), gradients
 
