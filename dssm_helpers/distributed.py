@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -22,10 +21,15 @@ from .evaluation import evaluate
 from .features import Batch, BatchBuilder
 from .model import DSSM
 from .movielens import SCHEMA, load_movielens
-from .objectives import TrainingConfig, batch_loss, log_shares, with_unknown_ids
+from .objectives import TrainingConfig, batch_loss
 from .recipes import build_model
 from .settings import dataset_name, device_name
-from .training import adamw, learning_rate_schedule, resolve_device
+from .training import Trainer, both_towers, resolve_device
+
+
+def rank_and_world() -> tuple[int, int]:
+    """Number of this process and of all processes; 0 and 1 without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 class JointBatchLoss(nn.Module):
@@ -36,107 +40,71 @@ class JointBatchLoss(nn.Module):
     the gradient of the other ranks' losses, in which it was a negative.
     """
 
-    def __init__(self, model: DSSM, config: TrainingConfig, log_q: Tensor):
+    def __init__(self, model: DSSM, config: TrainingConfig):
         super().__init__()
         if config.objective != "in_batch":
             raise ValueError(f"only in_batch negatives need gathering; got the objective {config.objective!r}")
         self.model, self.config = model, config
-        self.register_buffer("log_q", log_q, persistent=False)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, log_q: Tensor) -> Tensor:
         target = batch["item_id"]  # [b]
-        if self.config.id_dropout:
-            batch = with_unknown_ids(batch, self.config.id_dropout)
-        users = self.model.user_tower(batch)  # [b, D]
-        items = self.model.item_tower(batch)  # [b, D]
-        rank = 0
-        if dist.is_initialized():
-            rank = dist.get_rank()
-            parts = [torch.empty_like(target) for _ in range(dist.get_world_size())]
+        users, items = both_towers(self.model, batch, self.config)  # [b, D]
+        rank, world = rank_and_world()
+        if world > 1:
+            parts = [torch.empty_like(target) for _ in range(world)]
             dist.all_gather(parts, target)
             items, target = torch.cat(all_gather(items)), torch.cat(parts)  # [B, D], [B]
         logits = self.model.logits(users, items)  # [b, B]
-        return batch_loss(self.config, logits, target, batch["history"], self.log_q, first=rank * len(users))
+        return batch_loss(self.config, logits, target, batch["history"], log_q, first=rank * len(users))
 
 
-def train_epoch(
-    loss_of: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    batches: BatchBuilder,
-    train: np.ndarray,
-    generator: torch.Generator,
-    batch_size: int,
-) -> float:
-    """One pass over ``train``: every rank takes its share of each joint batch of ``batch_size``. The mean loss."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if batch_size % world:
-        raise ValueError(f"batch_size {batch_size} does not divide over {world} ranks")
-    share = batch_size // world
-    total, count = torch.zeros((), device=batches.device), 0
-    for positions in batches.epoch(train, batch_size, generator):  # the same order on every rank: the same seed
-        if len(positions) < batch_size:
-            raise ValueError(f"{len(positions)} training rows are fewer than one batch of {batch_size}")
-        loss = loss_of(batches(positions[rank * share : (rank + 1) * share]))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        total += loss.detach()
-        count += 1
-    if dist.is_initialized():
-        dist.all_reduce(total)
-    return float(total) / count / world
+class JointTrainer(Trainer):
+    """A :class:`Trainer` on every rank: each takes its share of each batch, and dropout of its own."""
+
+    def __init__(self, model: DSSM, batches: BatchBuilder, config: TrainingConfig):
+        super().__init__(model, batches, config)
+        self.rank, self.world = rank_and_world()
+        self.module: nn.Module = JointBatchLoss(model, config)
+        if self.world > 1:
+            self.module = DistributedDataParallel(self.module)
+
+    def _loss(self, positions: Tensor, log_q: Tensor, *_: object) -> Tensor:
+        if len(positions) % self.world:
+            raise ValueError(f"a batch of {len(positions)} rows does not divide over {self.world} ranks")
+        return self.module(self.batches(positions.chunk(self.world)[self.rank]), log_q)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default=None, help="default: DSSM_DATASET, else ml-100k")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=512, help="of all ranks together")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    distributed = "RANK" in os.environ  # torchrun sets it
-    on_gpu = torch.cuda.is_available()
-    if distributed:
-        dist.init_process_group("nccl" if on_gpu else "gloo")
-    if on_gpu:
+    if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         os.environ["DSSM_DEVICE"] = "cuda"
+    if "RANK" not in os.environ:  # torchrun sets it
+        return _train(options)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         _train(options)
+        dist.barrier()  # a rank that leaves while another still talks to it brings both down
     finally:
-        if distributed:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
 
 
 def _train(options: argparse.Namespace) -> None:
     """The run itself, in this process or on its rank."""
     # A function of its own, so that the DistributedDataParallel module is gone before its process group is destroyed:
     # freed after it, it now and then waits for ever for a thread of the group.
-    distributed = dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    device = resolve_device(device_name())
+    rank, world = rank_and_world()
     tables = load_movielens(options.dataset or dataset_name(), progress=rank == 0)
     data = encode(tables.ratings, tables.users, tables.movies, SCHEMA, name=tables.name)
-    split, batches = split_by_time(data), BatchBuilder(data, device=device)
-    config = TrainingConfig(epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
-    model = build_model(data, "dssm", options.seed).to(device)
-    module: nn.Module = JointBatchLoss(model, config, log_shares(data.item_counts(split.train)).to(device))
-    if distributed:
-        module = DistributedDataParallel(module)
-    optimizer = adamw(module, config)
-    schedule = learning_rate_schedule(optimizer, config, config.epochs * (len(split.train) // config.batch_size))
-    for epoch in range(config.epochs):
-        module.train()
-        torch.manual_seed(options.seed + 1000 * epoch + rank)  # dropout differs between ranks
-        generator = torch.Generator().manual_seed(options.seed + epoch)
-        loss = train_epoch(module, optimizer, schedule, batches, split.train, generator, config.batch_size)
-        if rank == 0:
-            hit = evaluate(model, batches, split.validation)["hit@10"]
-            print(f"epoch {epoch + 1}: {world} ranks, loss {loss:.4f}, validation hit@10 {hit:.3f}")
-    if distributed:
-        dist.barrier()  # a rank that leaves while another still talks to it brings both down
+    split, batches = split_by_time(data), BatchBuilder(data, device=resolve_device(device_name()))
+    model = build_model(data).to(batches.device)
+    trainer = JointTrainer(model, batches, TrainingConfig(epochs=options.epochs))
+    history = trainer.fit(split.train, lambda m: evaluate(m, batches, split.validation), progress=rank == 0)
+    if rank == 0:
+        print(f"{world} ranks", history[["epoch", "loss", "hit@10"]].round(4), sep="\n")
 
 
 if __name__ == "__main__":

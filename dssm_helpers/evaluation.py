@@ -26,17 +26,14 @@ KS = (10, 20, 50, 100)
 Scorer = Callable[[np.ndarray], Tensor]
 """Positions ``[B]`` → scores ``[B, I]``, larger is better; what columns 0 and 1 hold does not matter."""
 
-# -- Ranking -----------------------------------------------------------------------------------------------------------
-
 
 def seen_before(data: EncodedData, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every item each user had before their position: ``(rows, items)``, row ``r`` belongs to ``positions[r]``."""
     positions = np.asarray(positions)
     start = data.offsets[data.user[positions]]
-    length = positions - start
-    rows = np.repeat(np.arange(len(positions)), length)
-    places = np.arange(length.sum()) + np.repeat(start - (np.cumsum(length) - length), length)
-    return rows, data.item[places].astype(np.int64)
+    rows = np.repeat(np.arange(len(positions)), positions - start)
+    places = [np.arange(first, position) for first, position in zip(start, positions, strict=True)]
+    return rows, data.item[np.concatenate(places)].astype(np.int64)
 
 
 def candidate_scores(scorer: Scorer, data: EncodedData, positions: np.ndarray, *, remove_seen: bool = True) -> Tensor:
@@ -69,8 +66,8 @@ def rank_targets(
     for start in range(0, len(positions), batch_size):
         part = positions[start : start + batch_size]
         scores = candidate_scores(scorer, data, part, remove_seen=remove_seen)
-        target = torch.from_numpy(data.item[part].astype(np.int64)).unsqueeze(1).to(scores.device)
-        target_score = scores.gather(1, target)
+        target = torch.as_tensor(data.item[part], dtype=torch.int64, device=scores.device)
+        target_score = scores.gather(1, target.unsqueeze(1))
         above = (scores > target_score).sum(dim=1)
         tied = (scores == target_score).sum(dim=1) - 1
         ranks.append((1 + above + 0.5 * tied).cpu().double().numpy())
@@ -82,12 +79,8 @@ def metrics(ranks: np.ndarray, ks: Sequence[int] = KS) -> dict[str, float]:
     ranks = np.asarray(ranks, dtype=np.float64)
     if ranks.size == 0:
         raise ValueError("no ranks to average")
-    if any(k < 1 for k in ks):
-        raise ValueError(f"k must be at least 1, got {tuple(ks)}")
-    result = {f"hit@{k}": float((ranks <= k).mean()) for k in ks}
-    result["ndcg@10"] = float(ndcg(ranks, 10).mean())
-    result["mrr"] = float((1.0 / ranks).mean())
-    return result
+    hits = {f"hit@{k}": float((ranks <= k).mean()) for k in ks}
+    return {**hits, "ndcg@10": float(ndcg(ranks, 10).mean()), "mrr": float((1.0 / ranks).mean())}
 
 
 def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
@@ -97,9 +90,7 @@ def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
 
 def chance_level(n_candidates: float, ks: Sequence[int] = KS) -> dict[str, float]:
     """What :func:`metrics` gives in expectation when candidates are ordered at random."""
-    n = int(n_candidates)
-    ranks = np.arange(1, n + 1)
-    return metrics(ranks, ks)
+    return metrics(np.arange(1, int(n_candidates) + 1), ks)
 
 
 def top_k(
@@ -118,14 +109,8 @@ def top_k(
     return best.indices.cpu().numpy(), best.values.cpu().numpy()
 
 
-# -- Scorers -----------------------------------------------------------------------------------------------------------
-
-
 class TwoTowerScorer:
-    """Cosine of user vectors with all item vectors, computed once (notebook 05).
-
-    ``item_vectors [I, D]`` is kept; rows 0 and 1 (padding, unknown) are never candidates.
-    """
+    """Cosine of user vectors with all ``item_vectors [I, D]``, which are computed once (notebook 05)."""
 
     def __init__(self, model: DSSM, batches: BatchBuilder):
         self.model, self.batches = model, batches
@@ -153,8 +138,7 @@ class Popularity:
 
 def interaction_matrix(data: EncodedData, positions: np.ndarray) -> sparse.csr_matrix:
     """Ones at (user, item) for the interactions at ``positions``, ``[U, I]`` float32."""
-    ones = np.ones(len(positions), dtype=np.float32)
-    return sparse.csr_matrix((ones, (data.user[positions], data.item[positions])), shape=(data.n_users, data.n_items))
+    return _ones(data.user[positions], data.item[positions], (data.n_users, data.n_items))
 
 
 class ItemKNN:
@@ -172,8 +156,7 @@ class ItemKNN:
         self.similarity, self.last, self.data = torch.from_numpy(similarity.astype(np.float32)), last, data
 
     def __call__(self, positions: np.ndarray) -> Tensor:
-        batches = BatchBuilder(self.data, max_history=self.last)
-        history = batches.users(positions)["history"]  # [B, last]
+        history = BatchBuilder(self.data, self.last).users(positions)["history"]  # [B, last]
         return (self.similarity[history] * (history > 0).unsqueeze(-1)).sum(dim=1)
 
 
@@ -199,8 +182,7 @@ class IALS:
     User vectors are solved anew from each history, so no user is at a disadvantage for having gone on watching.
     """
 
-    def __init__(self, data: EncodedData, train: np.ndarray, *, factors: int = 32, l2: float = 1.0, seed: int = 0,
-                 iterations: int = 15, alpha: float = 1.0):  # fmt: skip
+    def __init__(self, data: EncodedData, train: np.ndarray, factors: int = 32, seed: int = 0):
         try:
             from implicit.cpu.als import AlternatingLeastSquares
             from threadpoolctl import threadpool_limits
@@ -209,7 +191,7 @@ class IALS:
         # BLAS threads beside the library's own make it ten times slower, and it warns about them.
         with threadpool_limits(1, user_api="blas"):
             self.als = AlternatingLeastSquares(
-                factors=factors, regularization=l2, alpha=alpha, iterations=iterations, random_state=seed, num_threads=1
+                factors, regularization=1.0, alpha=1.0, iterations=15, random_state=seed, num_threads=1
             )
             self.als.fit(interaction_matrix(data, train), show_progress=False)
         self.data = data
@@ -223,16 +205,16 @@ class IALS:
 def _histories(data: EncodedData, positions: np.ndarray) -> sparse.csr_matrix:
     """Ones at everything before each position, ``[B, I]``."""
     rows, items = seen_before(data, positions)
-    ones = np.ones(len(rows), dtype=np.float32)
-    return sparse.csr_matrix((ones, (rows, items)), shape=(len(positions), data.n_items))
+    return _ones(rows, items, (len(positions), data.n_items))
+
+
+def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
+    return sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
 
 
 def evaluate(model: DSSM, batches: BatchBuilder, positions: np.ndarray) -> dict[str, float]:
     """:func:`metrics` of a model over the full catalogue; what a trainer's ``validate`` calls."""
     return metrics(rank_targets(TwoTowerScorer(model, batches), batches.data, positions))
-
-
-# -- Comparing ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -250,8 +232,7 @@ class Comparison:
 def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 10_000, seed: int = 0) -> Comparison:
     """Resample *users*, keeping each user's pair together (notebook 05, "Is the difference real?").
 
-    Args:
-        ours, theirs: per-user metric ``[n]`` or, with several seeds, ``[seeds, n]`` (averaged over seeds first).
+    ``ours`` and ``theirs`` are a per-user metric, ``[n]``, or ``[seeds, n]``, which is averaged over seeds first.
     """
     ours, theirs = (np.atleast_2d(np.asarray(x, dtype=np.float64)).mean(axis=0) for x in (ours, theirs))
     if ours.shape != theirs.shape:

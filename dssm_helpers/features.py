@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,17 +21,14 @@ LARGE_TABLE = 50_000  # rows from which updating all of a table takes longer tha
 SAMPLERS = ("uniform", "count^0.75", "log_count", "log_uniform")
 
 Batch = dict[str, Tensor]
-
-# -- Declarations ------------------------------------------------------------------------------------------------------
+Index = Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
 class SparseFeature:
     """One categorical value per row: ``batch[name]`` is ``[B]``, embedded to ``[B, embed_dim]``.
 
-    Args:
-        rows_only: a training step updates the rows of its batch and leaves the others alone. For large tables: else
-            every step goes through the whole table, however few of its rows the batch looked up.
+    ``rows_only``: a training step updates the rows of its batch, and not the whole table. For large tables.
     """
 
     name: str
@@ -48,11 +46,9 @@ class SparseFeature:
 class SequenceFeature:
     """A list of values per row: ``batch[name]`` is ``[B, L]`` with 0 as padding, pooled to ``[B, width]``.
 
-    Args:
-        pooling: a kind of :data:`POOLINGS`, or several of them: ``("mean", "recency:1")`` pools twice and concatenates.
-            ``recency:H`` starts with a half-life of H slots.
-        shared_with: name of the item feature whose embedding table this sequence looks up in.
-        max_length: longer sequences use their first ``max_length`` values only. Histories are ordered newest first.
+    ``pooling`` is a kind of :data:`POOLINGS`, or several whose results lie side by side: ``("mean", "recency:1")``;
+    ``recency:H`` starts with a half-life of H slots. ``shared_with`` names the item feature whose embedding table it
+    looks up in. Of longer sequences the first ``max_length`` values are used; histories are ordered newest first.
     """
 
     name: str
@@ -73,7 +69,6 @@ class SequenceFeature:
 
     @property
     def width(self) -> int:
-        """Columns this feature adds to the tower's input."""
         return self.embed_dim * len(self.poolings)
 
 
@@ -92,11 +87,7 @@ def default_features(
     """The course's user and item features (notebook 02, "Declaring features").
 
     Each side has its id (``dim`` wide) and every column of the data's schema (``side_dim`` wide, lists pooled by their
-    mean); the user has the history as well, which looks up the items' own embeddings. A table of more than
-    ``LARGE_TABLE`` users is updated ``rows_only``.
-
-    Args:
-        without: names of features to leave out.
+    mean); the user has the history as well, which looks up the items' own embeddings. ``without``: names to leave out.
     """
     size = {name: len(vocabulary) for name, vocabulary in data.vocabularies.items()}
 
@@ -111,9 +102,6 @@ def default_features(
     ]
     item: list[Feature] = [SparseFeature("item_id", size["item_id"], dim), *map(beside, data.schema.of("item"))]
     return [f for f in user if f.name not in without], [f for f in item if f.name not in without]
-
-
-# -- Pooling -----------------------------------------------------------------------------------------------------------
 
 
 class MeanPooling(nn.Module):
@@ -137,18 +125,14 @@ class MaxPooling(MeanPooling):
     """In each dimension the largest value counts, and no other."""
 
     def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
-        lowest = torch.finfo(embedded.dtype).min
-        present = embedded.masked_fill(~mask.unsqueeze(2), lowest)  # [B, L, D]
-        longer = F.pad(present, (0, 0, 0, 1), value=lowest)  # so that a sequence of length 0 has a largest value
+        present = embedded.masked_fill(~mask.unsqueeze(2), -torch.inf)  # [B, L, D]
+        longer = F.pad(present, (0, 0, 0, 1), value=-torch.inf)  # so that a sequence of length 0 has a largest value
         largest = (present == longer.amax(dim=1, keepdim=True)) & mask.unsqueeze(2)
         return largest / largest.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class RecencyPooling(nn.Module):
-    """One learned weight per slot, normalised over the slots present. Slot 0 is the newest.
-
-    It starts as an exponential decay, and several with different half-lives keep short and long memory apart.
-    """
+    """One learned weight per slot, the newest first; at the start each half as large as the one H slots before."""
 
     SCALE = 10.0  # Adam moves a parameter by about the learning rate per step; scaled, a weight can change 10× as fast
 
@@ -163,46 +147,30 @@ class RecencyPooling(nn.Module):
         return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-9)
 
 
-POOLINGS: dict[str, type[nn.Module]] = {
-    "mean": MeanPooling,
-    "sum": SumPooling,
-    "max": MaxPooling,
-    "recency": RecencyPooling,
-}
+POOLINGS = {"mean": MeanPooling, "sum": SumPooling, "max": MaxPooling, "recency": RecencyPooling}
 """Kinds by name. Each gets (dim, max_length, the number after a colon) and says from ``embedded [B, L, D]`` and ``mask
 [B, L]`` how much every slot counts: ``[B, L]``, or ``[B, L, D]`` where that differs between dimensions."""
 
 
 def parse_pooling(pooling: str) -> tuple[str, float | None]:
     """``"recency:10"`` → ``("recency", 10.0)``, ``"mean"`` → ``("mean", None)``."""
-    kind, colon, option = pooling.partition(":")
-    try:
-        number = float(option) if colon else None
-    except ValueError:
-        number = math.nan
-    if kind not in POOLINGS or (colon and (kind != "recency" or not 0 < number < math.inf)):
-        raise ValueError(
-            f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}, or recency:H with a half-life H > 0"
-        )
-    return kind, number
+    half_life = re.fullmatch(r"recency:(\d+\.?\d*)", pooling)
+    if half_life and float(half_life[1]) > 0:
+        return "recency", float(half_life[1])
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}, recency:H with H > 0")
+    return pooling, None
 
 
 class Pooling(nn.Module):
     """Reduce ``[B, L, D]`` embeddings to ``[B, P·D]``, ignoring padding (notebook 02, "Pooling a history").
 
-    An empty sequence gives zeros.
-
-    Args:
-        pooling: one kind, or ``P`` of them whose results lie side by side (see :class:`SequenceFeature`).
-        dim: ``D``.
-        max_length: the longest sequence.
+    ``P`` poolings lie side by side (see :class:`SequenceFeature`). An empty sequence gives zeros.
     """
 
     def __init__(self, pooling: str | tuple[str, ...], dim: int = 16, max_length: int = 50):
         super().__init__()
         self.poolings = (pooling,) if isinstance(pooling, str) else tuple(pooling)
-        if not self.poolings:
-            raise ValueError(f"a sequence needs at least one pooling of {', '.join(POOLINGS)}")
         parsed = [parse_pooling(name) for name in self.poolings]
         self.heads = nn.ModuleList(POOLINGS[kind](dim, max_length, option) for kind, option in parsed)
 
@@ -217,50 +185,39 @@ class Pooling(nn.Module):
     def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
         """``embedded [B, L, D]``, ``mask [B, L]`` true where a value is present → ``[B, P·D]``."""
         weights = [head(embedded, mask) for head in self.heads]
-        if any(weight.dim() == 3 for weight in weights):  # a weight for each dimension: one kind after another
-            wide = [weight if weight.dim() == 3 else weight.unsqueeze(2) for weight in weights]
-            return torch.cat([(weight * embedded).sum(dim=1) for weight in wide], dim=1)
-        # One product for all kinds: apart, each would read [B, L, D] anew and leave a gradient of that size, which
-        # makes a training step a fifth longer.
-        return (torch.stack(weights, dim=1) @ embedded).flatten(1)
-
-
-# -- Batches -----------------------------------------------------------------------------------------------------------
+        if all(weight.dim() == 2 for weight in weights):
+            # One product for all kinds: apart, each would read [B, L, D] anew and leave a gradient of that size, which
+            # makes a training step a fifth longer.
+            return (torch.stack(weights, dim=1) @ embedded).flatten(1)
+        return torch.cat([(torch.atleast_3d(weight) * embedded).sum(dim=1) for weight in weights], dim=1)
 
 
 class BatchBuilder:
     """Form batches by indexing the flat interactions; no Python runs per example (notebook 02, "Forming batches").
 
-    Args:
-        data: encoded interactions.
-        max_history: how many of the latest items a history holds.
-        device: where the tables live and batches are formed.
+    A history holds the latest ``max_history`` items. The tables live on ``device``, and batches are formed there.
     """
 
     def __init__(self, data: EncodedData, max_history: int = 50, device: str | torch.device = "cpu"):
         if max_history < 1:
             raise ValueError(f"max_history must be at least 1, got {max_history}")
-        self.data = data
-        self.max_history = max_history
-        self.device = torch.device(device)
+        self.data, self.max_history, self.device = data, max_history, torch.device(device)
         self.user = torch.from_numpy(data.user).to(self.device)
         self.item = torch.from_numpy(data.item).to(self.device)
         self.offsets = torch.from_numpy(data.offsets).to(self.device)
         self.user_columns = {n: torch.from_numpy(c).to(self.device) for n, c in data.user_columns.items()}
         self.item_columns = {n: torch.from_numpy(c).to(self.device) for n, c in data.item_columns.items()}
-        self._steps_back = torch.arange(1, max_history + 1, device=self.device)
 
-    def users(self, positions: Tensor | np.ndarray) -> Batch:
+    def users(self, positions: Index) -> Batch:
         """User side of the examples at ``positions [B]``: user columns ``[B]`` and ``history [B, L]``, newest first."""
         positions = torch.as_tensor(positions, device=self.device)
         user = self.user[positions].long()  # [B]
-        batch = {name: column[user] for name, column in self.user_columns.items()}
-        earlier = positions.unsqueeze(1) - self._steps_back  # [B, L]
+        earlier = positions.unsqueeze(1) - torch.arange(1, self.max_history + 1, device=self.device)  # [B, L]
         inside = earlier >= self.offsets[user].unsqueeze(1)
-        batch["history"] = self.item[earlier.clamp(min=0)].long() * inside
-        return batch
+        columns = {name: column[user] for name, column in self.user_columns.items()}
+        return {**columns, "history": self.item[earlier.clamp(min=0)].long() * inside}
 
-    def items(self, items: Tensor | np.ndarray) -> Batch:
+    def items(self, items: Index) -> Batch:
         """Item side for item indices of any shape ``[...]``: columns ``[...]``, and lists ``[..., G]``."""
         items = torch.as_tensor(items, device=self.device).long()
         return {name: column[items] for name, column in self.item_columns.items()}
@@ -269,58 +226,40 @@ class BatchBuilder:
         """Item side of the whole table, row = item index (rows 0 and 1 are padding and unknown)."""
         return dict(self.item_columns)
 
-    def __call__(self, positions: Tensor | np.ndarray) -> Batch:
+    def __call__(self, positions: Index) -> Batch:
         """User history, user columns and the target item's columns for the examples at ``positions``."""
-        positions = torch.as_tensor(positions, device=self.device)
         return {**self.users(positions), **self.items(self.item[positions])}
 
-    def epoch(
-        self, positions: Tensor | np.ndarray, batch_size: int, generator: torch.Generator | None = None
-    ) -> Iterator[Tensor]:
-        """Shuffle ``positions`` and yield them ``batch_size`` at a time; the incomplete last batch is dropped.
+    def epoch(self, positions: Index, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Shuffle ``positions`` and yield them ``batch_size`` at a time; a set smaller than one batch comes whole.
 
-        In-batch negatives make a batch's size part of the task, so all batches have the same; a set smaller than
-        one batch is yielded whole.
+        The incomplete last batch is dropped: in-batch negatives make a batch's size part of the task.
         """
-        positions = torch.as_tensor(positions)
-        order = positions[torch.randperm(len(positions), generator=generator)].to(self.device)
+        order = torch.as_tensor(positions)[torch.randperm(len(positions), generator=generator)].to(self.device)
         full = len(order) // batch_size * batch_size
         yield from (order[:full].split(batch_size) if full else [order])
-
-
-# -- Negatives ---------------------------------------------------------------------------------------------------------
 
 
 class NegativeSampler:
     """Draw items to play the negatives (notebook 02, "Where negatives come from").
 
-    Args:
-        kind: ``uniform``: all items alike. ``count^0.75``: by popularity, flattened (word2vec). ``log_count``:
-            proportional to log(count + 1). ``log_uniform``: items ranked by popularity, the one at rank r
-            (from 0) with probability log((r + 2) / (r + 1)) / log(n + 1).
-        counts: ``[I]`` training counts per item index; rows 0 and 1 are never drawn.
+    ``kind`` is one of :data:`SAMPLERS`, ``counts [I]`` the training counts; rows 0 and 1 are never drawn.
     """
 
     def __init__(self, kind: str, counts: np.ndarray):
         if kind not in SAMPLERS:
             raise ValueError(f"unknown sampler {kind!r}; choose from {', '.join(SAMPLERS)}")
-        counts = np.asarray(counts, dtype=np.float64)
-        if counts.ndim != 1 or len(counts) <= FIRST or (counts < 0).any():
-            raise ValueError("counts must be one non-negative number per item index, padding and unknown included")
-        real = counts[FIRST:]
-        if kind == "log_uniform":
-            rank = np.empty(len(real))
-            rank[np.argsort(-real, kind="stable")] = np.arange(len(real))
-            weight = np.log((rank + 2) / (rank + 1))
-        else:
-            weight = {"uniform": np.ones_like(real), "count^0.75": real**0.75, "log_count": np.log1p(real)}[kind]
-        if weight.sum() == 0:
-            raise ValueError(f"sampler {kind!r} has nothing to draw: every count is 0")
-        self.kind = kind
+        real = counts[FIRST:].astype(np.float64)
+        rank = np.argsort(np.argsort(-real, kind="stable"))  # 0 is the most popular
+        weight = {
+            "uniform": np.ones_like(real),
+            "count^0.75": real**0.75,  # by popularity, flattened (word2vec)
+            "log_count": np.log1p(real),
+            "log_uniform": np.log((rank + 2) / (rank + 1)),  # by the rank in popularity alone
+        }[kind]
         self.probabilities = np.concatenate([np.zeros(FIRST), weight / weight.sum()])
-        self._weights = torch.from_numpy(self.probabilities)
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Item indices of ``shape``, int64, drawn with replacement."""
-        draws = torch.multinomial(self._weights, math.prod(shape), replacement=True, generator=generator)
-        return draws.reshape(shape)
+        weights = torch.from_numpy(self.probabilities)
+        return torch.multinomial(weights, math.prod(shape), replacement=True, generator=generator).reshape(shape)

@@ -13,25 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import Batch, Feature, Pooling, SequenceFeature, SparseFeature
+from .features import Batch, Feature, Pooling, SequenceFeature
 from .vocabulary import PADDING
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 TOWER_PARAMS = {"dims": [256, 64], "activation": "prelu", "dropout": 0.0}
 
+Tables = Mapping[str, nn.Embedding]
+
 
 class FeatureEmbedding(nn.Module):
     """Look up every feature and lay the results side by side (notebook 03, "From a batch to a vector").
 
-    Args:
-        features: what to look up.
-        shared: embedding tables by feature name, for sequences declared with ``shared_with``.
-        dropout: share of the concatenated inputs set to zero in training.
+    A sequence declared with ``shared_with`` uses that table of ``shared``. ``dropout`` is the share of the inputs, side
+    by side, that is set to zero in training.
     """
 
-    def __init__(
-        self, features: Sequence[Feature], shared: Mapping[str, nn.Embedding] | None = None, dropout: float = 0.0
-    ):
+    def __init__(self, features: Sequence[Feature], shared: Tables | None = None, dropout: float = 0.0):
         super().__init__()
         names = [feature.name for feature in features]
         if not names or len(set(names)) < len(names):
@@ -49,21 +47,20 @@ class FeatureEmbedding(nn.Module):
         for feature in self.features:
             if feature.name not in batch:
                 raise KeyError(f"the batch has no {feature.name!r}; it has {', '.join(sorted(batch))}")
-            index = batch[feature.name]
-            if isinstance(feature, SparseFeature):
-                parts.append(self.tables[feature.name](index))
-                continue
-            index = index[..., : feature.max_length]  # [B, L]
-            embedded = self.tables[feature.name](index)  # [B, L, D]
-            parts.append(self.poolings[feature.name](embedded, index != PADDING))
+            table, index = self.tables[feature.name], batch[feature.name]  # [B], or [B, L] of a sequence
+            if isinstance(feature, SequenceFeature):
+                index = index[..., : feature.max_length]
+                parts.append(self.poolings[feature.name](table(index), index != PADDING))
+            else:
+                parts.append(table(index))
         return self.dropout(torch.cat(parts, dim=-1))
 
 
-def _table(feature: Feature, shared: Mapping[str, nn.Embedding]) -> nn.Embedding:
+def _table(feature: Feature, shared: Tables) -> nn.Embedding:
     """The feature's embedding table: the one it shares, or its own with a padding row that stays zero."""
-    source = feature.shared_with if isinstance(feature, SequenceFeature) else None
+    source = getattr(feature, "shared_with", None)
     if source is None:
-        rows_only = isinstance(feature, SparseFeature) and feature.rows_only
+        rows_only = getattr(feature, "rows_only", False)
         table = nn.Embedding(feature.vocab_size, feature.embed_dim, padding_idx=PADDING, sparse=rows_only)
         # Small, so that early cosines come from all features alike and not from the widest table.
         nn.init.normal_(table.weight, std=0.02)
@@ -72,11 +69,11 @@ def _table(feature: Feature, shared: Mapping[str, nn.Embedding]) -> nn.Embedding
         return table
     if source not in shared:
         raise ValueError(f"feature {feature.name!r} shares with {source!r}, which is not among {sorted(shared)}")
-    expected = (shared[source].num_embeddings, shared[source].embedding_dim)
-    if (feature.vocab_size, feature.embed_dim) != expected:
+    mine, theirs = [feature.vocab_size, feature.embed_dim], list(shared[source].weight.shape)
+    if mine != theirs:
+        advice = "give both the same vocab_size and embed_dim"
         raise ValueError(
-            f"feature {feature.name!r} is {feature.vocab_size} × {feature.embed_dim}, but the table of {source!r} "
-            f"it shares is {expected[0]} × {expected[1]}; give both the same vocab_size and embed_dim"
+            f"feature {feature.name!r} is {mine}, but the table of {source!r} it shares {theirs}; {advice}"
         )
     return shared[source]
 
@@ -88,9 +85,7 @@ class Tower(nn.Module):
     break-it switch).
     """
 
-    def __init__(
-        self, features: Sequence[Feature], params: Mapping[str, Any], shared: Mapping[str, nn.Embedding] | None = None
-    ):
+    def __init__(self, features: Sequence[Feature], params: Mapping[str, Any], shared: Tables | None = None):
         super().__init__()
         if params["activation"] not in ACTIVATIONS:
             raise ValueError(f"unknown activation {params['activation']!r}; choose from {', '.join(ACTIVATIONS)}")
@@ -113,16 +108,15 @@ class UserTower(Tower):
 
 
 class ItemTower(Tower):
-    """A name of its own: drawings show class names."""
+    """Likewise."""
 
 
 class DSSM(nn.Module):
     """Two towers whose only contact is a dot product (notebook 03).
 
     Args:
-        user_features, item_features: what each tower sees.
-        user_params, item_params: ``{"dims": [...], "activation": "prelu", "dropout": 0.0}``. The last dim is the
-            size of the vectors and must be the same in both.
+        user_params, item_params: ``{"dims": [...], "activation": "prelu", "dropout": 0.0}``. The last dim, of the
+            vectors, must be the same in both.
         temperature: divides the cosine. Cosines live in [-1, 1]; a softmax over thousands of candidates needs a
             wider range to say "this one".
 
@@ -139,13 +133,10 @@ class DSSM(nn.Module):
         temperature: float = 0.1,
     ):
         super().__init__()
-        for side, params in (("user", user_params), ("item", item_params)):
-            unknown = sorted(set(params or {}) - set(TOWER_PARAMS))
-            if unknown:  # a parameter nobody reads is worse than an error
-                raise ValueError(f"unknown {side}_params {', '.join(unknown)}; choose from {', '.join(TOWER_PARAMS)}")
         user_params, item_params = {**TOWER_PARAMS, **(user_params or {})}, {**TOWER_PARAMS, **(item_params or {})}
-        if not user_params["dims"] or not item_params["dims"]:
-            raise ValueError("a tower needs at least one layer: dims must not be empty")
+        unknown = sorted({*user_params, *item_params} - {*TOWER_PARAMS})
+        if unknown:  # a parameter nobody reads is worse than an error
+            raise ValueError(f"unknown tower parameters {', '.join(unknown)}; choose from {', '.join(TOWER_PARAMS)}")
         if user_params["dims"][-1] != item_params["dims"][-1]:
             raise ValueError(
                 f"the user tower ends in {user_params['dims'][-1]} dimensions and the item tower in "
@@ -164,22 +155,17 @@ class DSSM(nn.Module):
         return self.item_tower.mlp[-1].out_features
 
     def logits(self, users: Tensor, items: Tensor) -> Tensor:
-        """Scores of vectors, the only place that divides by the temperature (notebook 03, "Temperature").
+        """Scores ``[B, N]`` of vectors, the only place that divides by the temperature (notebook 03, "Temperature").
 
-        Args:
-            users: ``[B, D]``.
-            items: ``[N, D]`` for every user with every item, or ``[B, N, D]`` for each user with its own.
-
-        Returns:
-            ``[B, N]``.
+        ``users [B, D]`` with ``items [N, D]``: every user with every item; ``[B, N, D]``: each user with its own.
         """
         users = users / self.temperature
         return users @ items.T if items.dim() == 2 else (items @ users.unsqueeze(-1)).squeeze(-1)
 
     def forward(self, batch: Batch) -> Tensor:
         """Score of each (user, item) row: cosine / temperature, ``[B]``."""
-        users, items = self.user_tower(batch), self.item_tower(batch)  # [B, D]
-        return self.logits(users, items.unsqueeze(1)).squeeze(1)
+        items = self.item_tower(batch).unsqueeze(1)  # [B, 1, D]
+        return self.logits(self.user_tower(batch), items).squeeze(1)
 
 
 @contextmanager

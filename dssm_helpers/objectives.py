@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,78 +14,49 @@ from .features import SAMPLERS, Batch
 from .vocabulary import FIRST, UNKNOWN
 
 SCHEDULES = ("one_cycle", "constant")
+SAMPLED_ONLY = ("sampler", "n_negatives")
+IN_BATCH_ONLY = ("logq", "mask_accidental_hits", "mask_seen", "label_smoothing")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Everything that decides a training run besides the model and the data.
 
-    Args:
-        objective: ``in_batch``: softmax over the batch's items with logQ correction (default). ``list_wise``:
-            softmax over 1 positive and ``n_negatives`` (the DSSM paper's). ``pair_wise``: BPR. ``point_wise``: BCE.
-        schedule: ``one_cycle`` warms up and decays to zero over ``epochs``; ``constant``.
-        sampler, n_negatives: for the three sampled objectives.
-        logq: in-batch, how much of log P(item is in the batch) is subtracted from its logits: 1 all of it
-            (J. Yi et al., RecSys 2019), 0 nothing.
-        mask_accidental_hits: in-batch, a row with the same item as the target is not a negative.
-        mask_seen: in-batch, neither is an item of the row's own history.
-        label_smoothing: in-batch, share of the softmax target spread over all candidates that are not masked.
-        id_dropout: share of a batch's user and target item ids that become "unknown" (row 1), so that row 1 learns what
-            to say about a user or item that training never saw.
-        select_by: validation metric whose best epoch is kept.
-        patience: stop after this many epochs without a better one; ``None`` runs all ``epochs``.
-
-    Raises:
-        ValueError: a value out of range, or one that the objective does not read.
+    Raises ``ValueError`` for a value out of range, and for one that the objective does not read.
     """
 
-    objective: str = "in_batch"
+    objective: str = "in_batch"  # or list_wise (the DSSM paper's), pair_wise (BPR), point_wise
     epochs: int = 8
     batch_size: int = 512
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    schedule: str = "one_cycle"
-    sampler: str = "uniform"
-    n_negatives: int = 32
-    logq: float = 1.0
-    mask_accidental_hits: bool = True
-    mask_seen: bool = True
-    label_smoothing: float = 0.0
-    id_dropout: float = 0.1
-    select_by: str = "hit@10"
-    patience: int | None = None
+    schedule: str = "one_cycle"  # warms up and decays to zero over all epochs; or constant
+    sampler: str = "uniform"  # of the negatives that list_wise, pair_wise and point_wise draw
+    n_negatives: int = 32  # drawn for each row
+    logq: float = 1.0  # how much of log P(item is in the batch) in_batch subtracts: 1 all of it, 0 nothing
+    mask_accidental_hits: bool = True  # in_batch: a row with the target's item is no negative
+    mask_seen: bool = True  # in_batch: nor is an item of the row's own history
+    label_smoothing: float = 0.0  # in_batch: share of the target spread over all candidates that are not masked
+    id_dropout: float = 0.1  # share of user and target item ids that become "unknown", so that row 1 learns
+    select_by: str = "hit@10"  # validation metric whose best epoch is kept
+    patience: int | None = None  # stop after so many epochs without a better one
     seed: int = 0
 
     def __post_init__(self) -> None:
         for field, choices in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("schedule", SCHEDULES)):
             if getattr(self, field) not in choices:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose from {', '.join(choices)}")
-        for field in ("epochs", "batch_size", "n_negatives"):
-            if getattr(self, field) < 1:
+        for field in ("epochs", "batch_size", "n_negatives", "patience"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be at least 1 epoch, or None to run all epochs; got {self.patience}")
         for field in ("label_smoothing", "id_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
-        if self.objective == "in_batch" and self.batch_size < 2:
-            raise ValueError(
-                "in-batch negatives are the other rows of the batch, and a batch of one has none: "
-                "use batch_size ≥ 2 or another objective"
-            )
-        default = {field.name: field.default for field in fields(self)}
         for field in SAMPLED_ONLY if self.objective == "in_batch" else IN_BATCH_ONLY:
-            if getattr(self, field) != default[field]:  # a setting nobody reads is worse than an error
+            if getattr(self, field) != getattr(TrainingConfig, field):  # a setting nobody reads is worse than an error
                 raise ValueError(f"the objective {self.objective!r} does not read {field}; leave it at its default")
-
-
-IN_BATCH_ONLY = ("logq", "mask_accidental_hits", "mask_seen", "label_smoothing")
-SAMPLED_ONLY = ("sampler", "n_negatives")
-
-
-# -- Objectives --------------------------------------------------------------------------------------------------------
 
 
 def log_shares(counts: np.ndarray) -> Tensor:
@@ -94,7 +65,10 @@ def log_shares(counts: np.ndarray) -> Tensor:
 
 
 def in_history(history: Tensor, items: Tensor) -> Tensor:
-    """Which of the batch's ``items [B]`` are in each row's ``history [b, L]``: ``[b, B]``."""
+    """Which of the batch's ``items [B]`` are in each row's ``history [b, L]``: ``[b, B]``.
+
+    As ``(history.unsqueeze(2) == items).any(dim=1)``, whose ``[b, L, B]`` would make a step half as long again.
+    """
     distinct, column = items.unique(return_inverse=True)  # [U], [B]
     place = torch.searchsorted(distinct, history).clamp(max=len(distinct) - 1)  # [b, L]
     place = torch.where(distinct[place] == history, place, len(distinct))  # what is not in the batch: a column apart
@@ -115,30 +89,28 @@ def in_batch_loss(
     """Softmax over the batch: row ``r``'s positive is column ``r`` (notebook 04, "In-batch softmax").
 
     Args:
-        logits: ``[B, B]`` score of user ``r`` with the item of row ``c``; ``[b, B]`` where these are ``b`` rows of a
-            larger batch.
-        items: ``[B]`` item indices.
-        log_q: ``[B]`` log-probability that a training row's target is that item; subtracted from its column.
-        history: ``[b, L]`` items of each row's history, no negatives for that row (``mask_seen``).
+        logits: ``[B, B]`` score of user ``r`` with the item of row ``c``; or ``[b, B]``, rows of a larger batch whose
+            first has its positive in column ``first`` (see ``distributed.py``).
+        items: ``[B]`` item indices. history: ``[b, L]`` items that each row's user has had.
+        log_q: ``[B]`` log-probability that a training row's target is that item (J. Yi et al., RecSys 2019).
         label_smoothing: share of the target spread over the row's candidates, masked ones left out.
-        first: column of row 0's positive, for rows that start later in the batch (see ``distributed.py``).
 
     Raises:
-        ValueError: fewer than two rows.
+        ValueError: a batch of one.
     """
     if len(items) < 2:
         raise ValueError("a batch of one has no in-batch negatives; use at least two rows")
-    own = torch.arange(first, first + len(logits), device=items.device)  # the column of each row's positive
+    own = torch.arange(first, first + len(logits), device=logits.device)  # the column of each row's positive
     masked = torch.zeros_like(logits, dtype=torch.bool)
-    if mask_accidental_hits:
+    if mask_accidental_hits:  # another row with the same item
         masked |= items[own].unsqueeze(1) == items
-    if history is not None:
+    if history is not None:  # an item that this user has had
         masked |= in_history(history, items)
-    masked[torch.arange(len(logits)), own] = False
-    if log_q is not None:
+    masked.scatter_(1, own.unsqueeze(1), False)  # the positive itself stays
+    if log_q is not None:  # a popular item is a negative in more batches than its share of the catalogue
         logits = logits - log_q
     log_p = logits.masked_fill(masked, -torch.inf).log_softmax(dim=1)  # [b, B]
-    loss = F.nll_loss(log_p, own)
+    loss = F.nll_loss(log_p, own)  # cross-entropy
     if label_smoothing:
         spread = -log_p.masked_fill(masked, 0.0).sum(dim=1) / (~masked).sum(dim=1)
         loss = (1 - label_smoothing) * loss + label_smoothing * spread.mean()
@@ -163,25 +135,21 @@ def batch_loss(
 def point_wise_loss(positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:
     """Binary cross-entropy: the positive is a 1, every drawn negative a 0 (notebook 04).
 
-    Args:
-        positive: ``[B]`` scores. negative: ``[B, n]`` scores.
-        hit: ``[B, n]`` true where a drawn negative is the positive itself; such draws do not count, here and below.
+    ``positive [B]`` and ``negative [B, n]`` are scores; ``hit [B, n]`` is true where a drawn negative is the positive
+    itself: such a draw does not count, here and below.
     """
     loss = F.softplus(-positive).sum() + (F.softplus(negative) * ~hit).sum()
     return loss / (len(positive) + (~hit).sum())
 
 
 def pair_wise_loss(positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:
-    """BPR: the positive should score above each negative; arguments as :func:`point_wise_loss`.
-
-    S. Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit Feedback", UAI 2009.
-    """
+    """BPR (S. Rendle et al., UAI 2009): the positive should beat each negative; arguments as in point-wise."""
     loss = F.softplus(negative - positive.unsqueeze(1))  # -log sigmoid(positive - negative)
     return (loss * ~hit).sum() / (~hit).sum().clamp(min=1)
 
 
 def list_wise_loss(positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:
-    """Softmax over the positive and its negatives, the DSSM paper's; arguments as :func:`point_wise_loss`."""
+    """Softmax over the positive and its negatives, the DSSM paper's; arguments as in point-wise."""
     logits = torch.cat([positive.unsqueeze(1), negative.masked_fill(hit, -torch.inf)], dim=1)  # [B, 1 + n]
     return -logits.log_softmax(dim=1)[:, 0].mean()
 
@@ -193,9 +161,9 @@ OBJECTIVES = ("in_batch", *SAMPLED)
 def loss_at_chance(config: TrainingConfig, counts: np.ndarray) -> float:
     """The loss of a model that scores everything alike: where an untrained model should start (notebook 04).
 
-    ln 2 for point- and pair-wise (point-wise, of scores that are all 0), ln(1 + n) list-wise. In-batch it is ln B
-    without logQ; with it the correction itself tells rare from popular items: subtracting s · log q, the value is
-    ln B + s · Σ q ln q + ln Σ q^(1 - s), q being the items' training shares.
+    ln 2 for point- and pair-wise (point-wise, of scores that are all 0), ln(1 + n) list-wise, ln B in-batch. There logQ
+    itself tells rare from popular items: s · log q subtracted adds s · Σ q ln q + ln Σ q^(1 - s), q being the items'
+    training shares.
     """
     if config.objective in ("point_wise", "pair_wise"):
         return math.log(2)
@@ -208,8 +176,9 @@ def loss_at_chance(config: TrainingConfig, counts: np.ndarray) -> float:
 
 def with_unknown_ids(batch: Batch, share: float) -> Batch:
     """``batch`` with a random ``share`` of its user ids, and of its target item ids, replaced by "unknown"."""
-    dropped = {}
-    for name in ("user_id", "item_id"):
-        unknown = torch.rand(batch[name].shape, device=batch[name].device) < share
-        dropped[name] = batch[name].masked_fill(unknown & (batch[name] >= FIRST), UNKNOWN)
-    return {**batch, **dropped}
+
+    def drop(ids: Tensor) -> Tensor:
+        unknown = torch.rand_like(ids, dtype=torch.float32) < share
+        return ids.masked_fill(unknown & (ids >= FIRST), UNKNOWN)
+
+    return {**batch, "user_id": drop(batch["user_id"]), "item_id": drop(batch["item_id"])}

@@ -13,18 +13,12 @@ from .training import TrainingConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting of a model and its training.
-
-    Args:
-        pooling, dim, max_history, without: of :func:`~dssm_helpers.features.default_features`.
-        dims: widths of the layers of both towers; item_dims: of the item tower where they differ.
-        dropout, temperature: of :class:`~dssm_helpers.model.DSSM`.
-    """
+    """Every setting of a model and its training: of ``default_features``, of the towers, of the trainer."""
 
     pooling: str | tuple[str, ...] = DEFAULT_POOLING
     dim: int = 64
     dims: tuple[int, ...] = (256, 64)
-    item_dims: tuple[int, ...] | None = None
+    item_dims: tuple[int, ...] | None = None  # where they differ from the user tower's
     dropout: float = 0.2
     temperature: float = 0.1
     max_history: int = 50

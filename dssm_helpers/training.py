@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
 from .fast import RowwiseAdamW
-from .features import BatchBuilder, NegativeSampler
+from .features import Batch, BatchBuilder, NegativeSampler
 from .files import write_atomically
 from .model import DSSM
 from .objectives import SAMPLED, TrainingConfig, batch_loss, log_shares, with_unknown_ids
@@ -41,57 +43,57 @@ def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     return RowwiseAdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
 
 
-def learning_rate_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
+def learning_rate_schedule(optimizer: torch.optim.Optimizer, config: TrainingConfig, steps: int) -> LRScheduler:
     """The schedule of a run of ``steps`` optimizer steps. One cycle: 30 % linear warm-up, then a cosine to zero."""
 
     def share_of_the_rate(step: int) -> float:
-        progress, warm = step / max(1, steps), 0.3
+        progress, warm = step / steps, 0.3
         if config.schedule == "constant":
             return 1.0
         if progress < warm:
             return 0.04 + 0.96 * progress / warm
         return 0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm)))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share_of_the_rate)
+    return LambdaLR(optimizer, share_of_the_rate)
+
+
+def both_towers(model: DSSM, batch: Batch, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+    """User and target item vectors of a training batch, ``[B, D]`` each, some of its ids dropped."""
+    if config.id_dropout:
+        batch = with_unknown_ids(batch, config.id_dropout)
+    return model.user_tower(batch), model.item_tower(batch)
 
 
 class Diverged(RuntimeError):
     """The loss became NaN or infinite."""
 
 
-Validate = Callable[[DSSM], dict[str, float]]
+Row = dict[str, float]
+Validate = Callable[[DSSM], Row]
 
 
 class Trainer:
     """Fit a :class:`DSSM` and keep its best weights (notebook 04, "The loop").
 
-    Args:
-        model: trained in place.
-        batches: forms the batches; model and batches are on one device.
-        config: see :class:`TrainingConfig`.
-
-    For long runs, call ``model.user_tower.compile()`` and ``model.item_tower.compile()`` before. The first step then
-    takes many seconds, and each later one saves the more, the smaller the operations are (``benchmarks/RESULTS.md``).
+    The model is trained in place. For long runs, call ``model.user_tower.compile()`` and ``model.item_tower.compile()``
+    before: the first step then takes many seconds, and each later one saves the more, the smaller the operations are
+    (``benchmarks/RESULTS.md``). ``history`` has a row per epoch: epoch, loss, learning_rate, seconds (of training
+    alone), validation metrics.
 
     Raises:
         ValueError: model and batches are on different devices.
-
-    Attributes:
-        history: one row per epoch: epoch, loss, validation metrics, seconds (training only), learning_rate.
     """
+
+    rank = 0  # of this process, where several train together (see ``distributed.py``)
 
     def __init__(self, model: DSSM, batches: BatchBuilder, config: TrainingConfig | None = None):
         self.model, self.batches, self.config = model, batches, config or TrainingConfig()
         device = next(model.parameters()).device
         if device.type != batches.device.type:
-            raise ValueError(
-                f"the model is on {device}, the batches on {batches.device}; "
-                "use model.to(device) and BatchBuilder(..., device=device) with one device"
-            )
+            where = f"the model is on {device}, the batches on {batches.device}"
+            raise ValueError(f"{where}; use model.to(device) and BatchBuilder(..., device=device) with one device")
         self.optimizer = adamw(model, self.config)
-        self._rows: list[dict[str, float]] = []
+        self._rows: list[Row] = []
         self._best: dict[str, Tensor] | None = None
 
     @property
@@ -115,20 +117,19 @@ class Trainer:
 
         Args:
             train: positions in the flat interactions.
-            validate: model → metrics, for example ``lambda m: evaluate(m, batches, split.validation)``. Without it the
-                last weights are kept.
-            progress: draw a bar.
+            validate: model → metrics, for example ``lambda m: evaluate(m, batches, split.validation)``; ``None`` keeps
+                the last weights.
             checkpoint: file to write after each epoch and, if it exists, to continue from.
-            on_epoch: called after each epoch.
+            on_epoch: called with the trainer after each epoch.
 
         Raises:
-            ValueError: no training rows, or fewer than two with in-batch negatives; a trainer that has trained; a
-                patience without validation; a metric that validation does not give.
+            ValueError: no training rows, or one with in-batch negatives; a trainer that has trained; a patience without
+                validation; a metric that validation does not give; a damaged checkpoint, or one begun otherwise.
             Diverged: the loss is not finite any more.
         """
-        config = self.config
-        if len(train) < (2 if config.objective == "in_batch" else 1):
-            raise ValueError(f"{len(train)} training rows are too few for the objective {config.objective!r}")
+        config, by = self.config, self.config.select_by
+        if len(train) == 0:
+            raise ValueError("there are no training rows")
         if self._rows:
             raise ValueError("this Trainer has trained already; make a new one, or continue from a checkpoint")
         if validate is None and config.patience is not None:
@@ -137,18 +138,25 @@ class Trainer:
         log_q = log_shares(counts).to(self.batches.device)
         sampler = None if config.objective == "in_batch" else NegativeSampler(config.sampler, counts)
         steps = max(1, len(train) // config.batch_size)
-        schedule = learning_rate_schedule(self.optimizer, config, config.epochs * steps)
+        self._schedule = learning_rate_schedule(self.optimizer, config, config.epochs * steps)
+        shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
+        begun = {**asdict(config), "validation": validate is not None, "model": shapes}
         if checkpoint is not None and Path(checkpoint).exists():
-            self._load_checkpoint(checkpoint, schedule, validated=validate is not None)
-        bar = tqdm(total=config.epochs * steps, initial=len(self._rows) * steps, disable=not progress, ncols=88)
-        with bar:
+            self._load_checkpoint(checkpoint, begun)
+        with tqdm(total=config.epochs * steps, initial=len(self._rows) * steps, disable=not progress, ncols=88) as bar:
             while len(self._rows) < config.epochs and not self._out_of_patience():
-                row = self._train_epoch(train, log_q, sampler, schedule, bar)
-                self._rows.append(row if validate is None else self._validated(row, validate))
-                shown = {config.select_by: f"{self._rows[-1][config.select_by]:.3f}"} if validate else {}
-                bar.set_postfix(loss=f"{row['loss']:.3f}", **shown)
+                row = self._train_epoch(train, log_q, sampler, bar)
+                if validate is not None:
+                    found = validate(self.model)
+                    if by not in found:
+                        raise ValueError(f"select_by is {by!r}, but validate gives {', '.join(found)}")
+                    row |= found
+                    if row[by] > max((earlier[by] for earlier in self._rows), default=-math.inf):
+                        self._best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+                self._rows.append(row)
+                bar.set_postfix({name: f"{row[name]:.3f}" for name in ("loss", by) if name in row})
                 if checkpoint is not None:
-                    self._save_checkpoint(checkpoint, schedule)
+                    self._save_checkpoint(checkpoint, begun)
                 if on_epoch is not None:
                     on_epoch(self)
         if self._best is not None:
@@ -156,47 +164,37 @@ class Trainer:
         self.model.eval()
         return self.history
 
-    def _train_epoch(
-        self,
-        train: np.ndarray,
-        log_q: Tensor,
-        sampler: NegativeSampler | None,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        bar: tqdm,
-    ) -> dict[str, float]:
+    def _train_epoch(self, train: np.ndarray, log_q: Tensor, sampler: NegativeSampler | None, bar: tqdm) -> Row:
         epoch = len(self._rows)
         # One seed per epoch: a resumed run draws what the uninterrupted one would have drawn.
-        torch.manual_seed(self.config.seed * 1_000_003 + epoch)
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        seed = self.config.seed * 1_000_003 + epoch
+        torch.manual_seed(seed + 1000 * self.rank)  # dropout
+        generator = Generator().manual_seed(seed)  # order and negatives
         started, losses = time.perf_counter(), []
         self.model.train()
         for positions in self.batches.epoch(train, self.config.batch_size, generator):
             loss = self._loss(positions, log_q, sampler, generator)
+            rate = self.optimizer.param_groups[0]["lr"]
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            rate = self.optimizer.param_groups[0]["lr"]
             self.optimizer.step()
-            schedule.step()
+            self._schedule.step()
             losses.append(loss.detach())
             bar.update()
         loss, seconds = float(torch.stack(losses).mean()), time.perf_counter() - started
         self.model.eval()
         if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss is {loss} in epoch {epoch + 1}; lower the learning rate (now {self.config.learning_rate:g}) "
-                f"or raise the temperature (now {float(self.model.temperature):g})"
-            )
+            rate, temperature = self.config.learning_rate, float(self.model.temperature)
+            advice = f"lower the learning rate (now {rate:g}) or raise the temperature (now {temperature:g})"
+            raise Diverged(f"the loss is {loss} in epoch {epoch + 1}; {advice}")
         return {"epoch": epoch + 1, "loss": loss, "learning_rate": rate, "seconds": seconds}
 
-    def _loss(
-        self, positions: Tensor, log_q: Tensor, sampler: NegativeSampler | None, generator: torch.Generator
-    ) -> Tensor:
+    def _loss(self, positions: Tensor, log_q: Tensor, sampler: NegativeSampler | None, generator: Generator) -> Tensor:
+        """The loss of one batch; ``log_q [I]`` and ``sampler`` come from the training counts."""
         config, model = self.config, self.model
         batch = self.batches(positions)
         target = batch["item_id"]  # [B]
-        if config.id_dropout:
-            batch = with_unknown_ids(batch, config.id_dropout)
-        users, items = model.user_tower(batch), model.item_tower(batch)  # [B, D]
+        users, items = both_towers(model, batch, config)
         if sampler is None:
             return batch_loss(config, model.logits(users, items), target, batch["history"], log_q)
         drawn = sampler.sample((len(positions), config.n_negatives), generator).to(self.batches.device)  # [B, n]
@@ -207,73 +205,52 @@ class Trainer:
         scores = model.logits(users, torch.cat([items.unsqueeze(1), negatives], dim=1))  # [B, 1 + n]
         return SAMPLED[config.objective](scores[:, 0], scores[:, 1:], drawn == target.unsqueeze(1))
 
-    def _validated(self, row: dict[str, float], validate: Validate) -> dict[str, float]:
-        """The epoch's row with its validation metrics; its weights are kept if they are the best so far."""
-        found = validate(self.model)
-        by = self.config.select_by
-        if by not in found:
-            raise ValueError(f"select_by is {by!r}, but validate gives {', '.join(found)}")
-        if not self._rows or found[by] > max(r[by] for r in self._rows):
-            self._best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        return {**row, **found}
-
     def _out_of_patience(self) -> bool:
-        if self.config.patience is None or not self._rows:
-            return False
-        scores = [row[self.config.select_by] for row in self._rows]
-        return len(scores) - 1 - int(np.argmax(scores)) >= self.config.patience
+        scores = [row[self.config.select_by] for row in self._rows if self.config.patience is not None]
+        return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= self.config.patience
 
-    def _save_checkpoint(self, path: str | Path, schedule: torch.optim.lr_scheduler.LRScheduler) -> None:
+    def _save_checkpoint(self, path: str | Path, begun: dict[str, Any]) -> None:
         """Everything :meth:`fit` needs to go on: weights, best weights, optimizer, schedule, history."""
         tensors = {f"model.{n}": v.clone() for n, v in self.model.state_dict().items()}
         tensors |= {f"best.{n}": v.clone() for n, v in (self._best or {}).items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
+        optimizer = self.optimizer.state_dict()
+        for i, state in optimizer["state"].items():
             tensors |= {f"optimizer.{i}.{n}": torch.as_tensor(v).clone() for n, v in state.items()}
-        note = {"rows": self._rows, "config": asdict(self.config), "schedule": schedule.state_dict()}
+        note = {
+            "rows": self._rows,
+            "begun": begun,
+            "schedule": self._schedule.state_dict(),
+            "groups": optimizer["param_groups"],
+        }
         with write_atomically(path) as temporary:
             save_file(tensors, temporary, metadata={"trainer": json.dumps(note)})
 
-    def _load_checkpoint(
-        self, path: str | Path, schedule: torch.optim.lr_scheduler.LRScheduler, *, validated: bool
-    ) -> None:
+    def _load_checkpoint(self, path: str | Path, begun: dict[str, Any]) -> None:
         """Continue from :meth:`_save_checkpoint`; ``ValueError`` where that cannot give the uninterrupted run."""
         try:
             with safe_open(path, framework="pt") as file:
                 note = json.loads((file.metadata() or {})["trainer"])
-            tensors, rows, config = load_file(path), note["rows"], note["config"]
+            tensors = load_file(path)
         except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged or no checkpoint of a Trainer ({error}); delete it to start from the first epoch"
-            ) from error
-        differing = [name for name, value in asdict(self.config).items() if config.get(name) != value]
+            damage = f"{path} is damaged or no checkpoint of a Trainer ({error})"
+            raise ValueError(f"{damage}; delete it to start from the first epoch") from error
+        differing = [name for name, value in begun.items() if note["begun"].get(name) != value]
         if differing:
             raise ValueError(
-                f"{path} was made with another {', '.join(differing)}; delete it or use the same configuration"
+                f"{path} was made with another {', '.join(differing)}; delete it, or go on as it was begun"
             )
-        if validated != (self.config.select_by in rows[0]):
-            raise ValueError(
-                f"{path} was made {'without' if validated else 'with'} validation; continue it in the same way, or "
-                "delete it to start from the first epoch"
-            )
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-
-        try:
-            self.model.load_state_dict(part("model."))
-        except RuntimeError as error:
-            raise ValueError(f"{path} belongs to another model (other features or widths?): {error}") from error
-        self._best = part("best.") or None
-        state = self.optimizer.state_dict()
-        state["state"] = {}
-        for key, value in part("optimizer.").items():
-            index, name = key.split(".", 1)
-            state["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(state)
-        schedule.load_state_dict(note["schedule"])
-        for group, rate in zip(self.optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
-        self._rows = rows
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = value
+        self.model.load_state_dict(parts["model"])
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, rest = name.split(".")
+            states.setdefault(int(index), {})[rest] = value
+        self.optimizer.load_state_dict({"state": states, "param_groups": note["groups"]})
+        self._schedule.load_state_dict(note["schedule"])
+        self._best, self._rows = parts["best"] or None, note["rows"]
 
 
 def save_weights(model: DSSM, path: str | Path) -> None:
@@ -289,8 +266,6 @@ def load_weights(model: DSSM, path: str | Path) -> DSSM:
         ValueError: the file is damaged, or belongs to a model of another shape.
         FileNotFoundError: there is none.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no weights at {path}; train first, or check the path")
     try:
         load_model(model, str(path))
     except SafetensorError as error:

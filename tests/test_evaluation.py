@@ -174,16 +174,15 @@ def test_k_beyond_the_candidates_is_a_certain_hit():
     )
 
 
-@pytest.mark.parametrize(("ranks", "ks", "message"), [([], (10,), "no ranks"), ([1.0], (0,), "at least 1")])
-def test_metrics_refuse_nonsense(ranks, ks, message):
-    with pytest.raises(ValueError, match=message):
-        ev.metrics(np.array(ranks), ks)
+def test_metrics_of_no_ranks_are_refused():
+    with pytest.raises(ValueError, match="no ranks"):
+        ev.metrics(np.array([]))
 
 
 def test_scoreboard_averages_over_seeds_and_shows_their_spread():
     board = ev.scoreboard({"two seeds": np.array([[1.0, 50.0], [1.0, 2.0]]), "one": np.array([3.0, 3.0])})
     assert board.loc["two seeds", ["hit@10", "±", "seeds"]].tolist() == [0.75, pytest.approx(0.125**0.5), 2]
-    assert board.loc["one", ["hit@10", "±", "seeds"]].tolist() == [1.0, 0.0, 1]
+    assert board.loc["one", ["hit@10", "±", "seeds"]].tolist() == pytest.approx([1.0, np.nan, 1], nan_ok=True)
 
 
 def test_coverage_counts_distinct_movies():
