@@ -14,7 +14,7 @@ import importlib
 import io
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -25,6 +25,7 @@ import numpy as np
 from .files import Manifest, read_manifest, write_folder
 
 NOTHING = -1  # the id that pads a short answer
+Answers = Iterable[tuple[np.ndarray, np.ndarray]]  # ids and scores of each query
 MILVUS = "pymilvus milvus-lite"  # what to install for it
 ANNOY_CURE = (
     "compile it again without -ffast-math: ANNOY_COMPILER_ARGS=-O3,-std=c++14,-fpermissive,"
@@ -92,9 +93,10 @@ def _empty(backend: str, options: Mapping[str, Any]) -> Index:
 class Index:
     """What the backends share: checks, exclusion, saving. Any number of threads may search.
 
-    A backend supplies ``_build(vectors)``, ``_write(folder)``, ``_read(files)``, ``_add(vectors, ids, replaced)`` and
-    ``_search(queries, n, exhaustive)``, which gives each query at most ``n`` ids and scores, best first. ``ids [n]``
-    int64 are in the index, of ``dim`` dimensions; ``options`` are those it was built with, as :meth:`tune` left them.
+    A backend supplies ``_build(vectors)``, ``_write(folder)``, ``_read(files)``, ``_add(vectors, ids, replaced)``,
+    ``_vectors_of(ids)`` and ``_search(queries, n, inside)``, which gives each query at most ``n`` of the ids ``inside``
+    and their scores, best first. ``ids [n]`` int64 are in the index, of ``dim`` dimensions; ``options`` are those it
+    was built with, as :meth:`tune` left them.
     """
 
     backend: ClassVar[str]
@@ -108,7 +110,12 @@ class Index:
         return f"<{self.backend} index: {len(self):,} vectors of {self.dim} dimensions>"
 
     def search(
-        self, queries: np.ndarray, k: int, exclude: Sequence[Collection[int]] | None = None, allow_fewer: bool = False
+        self,
+        queries: np.ndarray,
+        k: int,
+        exclude: Sequence[Collection[int]] | None = None,
+        allow_fewer: bool = False,
+        allowed: Collection[int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` nearest items of each query, best first: ``(ids [B, k] int64, scores [B, k] float32)``.
 
@@ -116,6 +123,8 @@ class Index:
             queries: ``[B, D]``, or ``[D]`` for one.
             exclude: per query the ids not to return. As many more are fetched, so ``k`` remain. Where fewer do, that is
                 a ``ValueError``, or with ``allow_fewer`` :data:`NOTHING` and score ``-inf`` pad the answer.
+            allowed: the only ids to return, for all queries, such as what is in stock. Of less than a tenth of the
+                index every vector is looked at: an approximate search would meet too few of them.
         """
         queries = _checked_vectors(np.atleast_2d(queries), self.options["normalize"], self.dim, "queries")
         if k < 1:
@@ -123,21 +132,38 @@ class Index:
         excluded = [set()] * len(queries) if exclude is None else [set(ids) for ids in exclude]
         if len(excluded) != len(queries):
             raise ValueError(f"exclude has {len(excluded)} entries for {len(queries)} queries; give one per query")
-        fetch = min(len(self), k + max(map(len, excluded), default=0))
+        inside = self.ids
+        if allowed is not None:
+            inside = inside[np.isin(inside, allowed if isinstance(allowed, np.ndarray) else list(allowed))]
+        fetch = min(len(inside), k + max(map(len, excluded), default=0))
         found = np.full((len(queries), k), NOTHING, dtype=np.int64)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        for n, exhaustive in ((fetch, False), (len(self), True)):
+        narrow = self._search if 10 * len(inside) >= len(self) else self._search_all
+        for search, n in ((narrow, fetch), (self._search_all, len(inside))):
             short = np.flatnonzero(found[:, -1] == NOTHING)  # a narrow search may leave some; then look everywhere
-            answers = self._search(queries[short], n, exhaustive) if len(short) else []
+            if len(short) == 0 or n == 0:
+                break
+            answers = search(queries[short], n, inside)
             for row, (ids, cosines) in zip(short, answers, strict=True):
                 keep = [i for i, item in enumerate(ids.tolist()) if item != NOTHING and item not in excluded[row]][:k]
                 found[row, : len(keep)], scores[row, : len(keep)] = ids[keep], cosines[keep]
         left = (found != NOTHING).sum(axis=1)  # [B]
         if not allow_fewer and (left < k).any():
             row = (left < k).argmax()
-            few = f"k={k}, but only {left[row]} of {len(self):,} items are left for query {row}"
+            few = f"k={k}, but only {left[row]} of {len(inside):,} items are left for query {row}"
             raise ValueError(f"{few} after excluding {len(excluded[row])}; ask for fewer, or pass allow_fewer=True")
         return found, scores
+
+    def _search_all(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
+        """Like ``_search``, with every vector looked at."""
+        vectors = self._vectors_of(inside)
+        step = max(1, 2**24 // len(inside))  # at most 64 MB of scores at a time
+        for start in range(0, len(queries), step):
+            product = queries[start : start + step] @ vectors.T  # [b, m]
+            row = np.arange(len(product))[:, None]
+            best = np.sort(np.argpartition(product, -n, axis=1)[:, -n:], axis=1)  # equals keep their order
+            best = best[row, np.argsort(-product[row, best], axis=1, kind="stable")]
+            yield from zip(inside[best], product[row, best], strict=True)
 
     def add(self, vectors: np.ndarray, ids: Sequence[int]) -> None:
         """Insert vectors ``[m, D]``; an id that exists gets its new one. ``ValueError``: Annoy, replacing in HNSW."""
@@ -182,14 +208,11 @@ class ExactIndex(Index):
     def _build(self, vectors: np.ndarray) -> None:
         self.vectors = vectors
 
-    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        step = max(1, 2**24 // len(self))  # at most 64 MB of scores at a time
-        for start in range(0, len(queries), step):
-            product = queries[start : start + step] @ self.vectors.T  # [b, n_items]
-            row = np.arange(len(product))[:, None]
-            best = np.sort(np.argpartition(product, -n, axis=1)[:, -n:], axis=1)  # equals keep their order
-            best = best[row, np.argsort(-product[row, best], axis=1, kind="stable")]
-            yield from zip(self.ids[best], product[row, best], strict=True)
+    def _search(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
+        return self._search_all(queries, n, inside)
+
+    def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
+        return self.vectors if len(ids) == len(self) else self.vectors[np.isin(self.ids, ids)]
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         self.vectors = np.concatenate([self.vectors[~replaced], vectors])
@@ -206,7 +229,8 @@ class AnnoyIndex(Index):
     """Spotify's forest of random-projection trees, read-only once built, mapped from a private file.
 
     ``n_trees`` costs memory and build time; ``search_k``, the number of vectors looked at, costs time per query (-1 is
-    Annoy's own ``n · n_trees``). A wrongly compiled Annoy answers wrongly without an error: each build is checked.
+    Annoy's own ``n · n_trees``). A wrongly compiled Annoy answers wrongly without an error: each build is checked. It
+    knows no filter, so the allowed are searched exactly.
     """
 
     backend = "annoy"
@@ -239,12 +263,19 @@ class AnnoyIndex(Index):
             wrong = f"this Annoy returns wrong neighbours: only {right} of {n * len(sample)} are right"
             raise ValueError(f"{wrong}. It was probably compiled with -ffast-math by clang; {ANNOY_CURE}")
 
-    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        search_k = 2 * len(self) * self._annoy.get_n_trees() if exhaustive else self.options["search_k"]
+    def _search(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
+        if len(inside) < len(self):
+            yield from self._search_all(queries, n, inside)
+            return
+        search_k = self.options["search_k"]
         search_k = max(search_k, n) if search_k >= 0 else search_k
         for query in queries:
             rows, distances = self._annoy.get_nns_by_vector(query, n, search_k, True)
             yield self.ids[rows], 1 - np.square(distances) / 2  # angular distance is √(2 − 2 cos)
+
+    def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
+        rows = np.flatnonzero(np.isin(self.ids, ids)).tolist()
+        return _checked_vectors([self._annoy.get_item_vector(row) for row in rows], normalize=True)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         raise ValueError("an Annoy index is read-only once built; call build_index again with all vectors")
@@ -309,17 +340,25 @@ class FaissIndex(Index):
         index.add_with_ids(vectors, self.ids)
         self._faiss = index
 
-    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        faiss, kind, params = _library("faiss", "faiss-cpu"), self.options["kind"], None
-        if kind == "hnsw" and exhaustive:  # a graph may have unreachable corners, its vectors have not
-            scores, rows = faiss.downcast_index(self._faiss.index).storage.search(queries, n)
-            return zip(self.ids[rows], scores, strict=True)
+    def _search(self, queries: np.ndarray, n: int, inside: np.ndarray, nprobe: int | None = None) -> Answers:
+        faiss, kind = _library("faiss", "faiss-cpu"), self.options["kind"]
+        only = {"sel": faiss.IDSelectorBatch(inside)} if len(inside) < len(self) else {}
         if kind == "hnsw":
-            params = faiss.SearchParametersHNSW(efSearch=max(self.options["efSearch"], n))
+            params = faiss.SearchParametersHNSW(efSearch=max(self.options["efSearch"], n), **only)
         elif kind in ("ivf", "ivfpq"):
-            params = faiss.SearchParametersIVF(nprobe=self._faiss.nlist if exhaustive else self.options["nprobe"])
+            params = faiss.SearchParametersIVF(nprobe=nprobe or self.options["nprobe"], **only)
+        else:
+            params = faiss.SearchParameters(**only)
         scores, ids = self._faiss.search(queries, n, params=params)
         return zip(ids, scores, strict=True)
+
+    def _search_all(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
+        if self.options["kind"] in ("ivf", "ivfpq"):  # cells do not know where a vector lies
+            return self._search(queries, n, inside, nprobe=self._faiss.nlist)
+        return super()._search_all(queries, n, inside)
+
+    def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
+        return self._faiss.reconstruct_batch(ids)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         if replaced.any() and self.options["kind"] == "hnsw":
@@ -393,14 +432,18 @@ class MilvusIndex(Index):
             self._client.create_index(self._name, index)
         self._load()
 
-    def _search(self, queries: np.ndarray, n: int, exhaustive: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        n, nprobe = min(n, self.LIMIT), self.options["nlist" if exhaustive else "nprobe"]
-        dials = {"HNSW": {"ef": max(self.options["ef"], n)}, "IVF_FLAT": {"nprobe": nprobe}}
+    def _search(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
+        n, only = min(n, self.LIMIT), f"item_id in {inside.tolist()}" if len(inside) < len(self) else ""
+        dials = {"HNSW": {"ef": max(self.options["ef"], n)}, "IVF_FLAT": {"nprobe": self.options["nprobe"]}}
         params = {"params": dials.get(self.options["index_type"], {})}
         for start in range(0, len(queries), 1024):
             part = list(queries[start : start + 1024])
-            for hits in self._client.search(self._name, part, limit=n, search_params=params, output_fields=["item_id"]):
+            for hits in self._client.search(self._name, part, only, n, ["item_id"], params):
                 yield np.array([hit["item_id"] for hit in hits]), np.array([hit["distance"] for hit in hits])
+
+    def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
+        found = {item["item_id"]: item["item_vector"] for item in self._client.get(self._name, ids.tolist())}
+        return np.array([found[item] for item in ids.tolist()], dtype=np.float32)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         items = [{"item_id": item, "item_vector": vector} for item, vector in zip(ids.tolist(), vectors, strict=True)]

@@ -143,6 +143,37 @@ def test_a_hasty_index_still_returns_k_unseen(built, options):
     assert (np.sort(found, axis=1) == np.sort(order[:, 250:], axis=1)).all()
 
 
+@cases(EXHAUSTIVE | {kind: MILVUS[kind] for kind in ("FLAT", "IVF_FLAT")})
+@pytest.mark.parametrize("many", [8, 40, 200])  # less than a tenth, a little more, most
+def test_allowed_is_exact_search_on_the_subset(built, options, many):
+    index, (order, cosines) = built(VECTORS, IDS, **options), by_hand()
+    allowed = RNG.permutation(IDS)[:many]
+    seen = [row[np.isin(row, allowed)][:3].tolist() for row in order]  # of the allowed, the best three
+    left = np.isin(order, allowed)
+    for given in (allowed, [*allowed.tolist(), 1, 10**30], set(allowed.tolist())):
+        found, scores = index.search(QUERIES, 8, allowed=given)
+        assert (found == [row[inside][:8] for row, inside in zip(order, left, strict=True)]).all()
+        np.testing.assert_allclose(scores[0], cosines[0][left[0]][:8], atol=1e-5)
+    found, _ = index.search(QUERIES, 5, exclude=seen, allowed=allowed)
+    assert (found == [row[inside][3:8] for row, inside in zip(order, left, strict=True)]).all()
+
+
+@cases(HASTY | LOSSY | {"AUTOINDEX": MILVUS["AUTOINDEX"]})
+def test_allowed_gives_k_wherever_there_are_k(built, options):
+    index = built(VECTORS, IDS, **options)
+    for many in (20, 60):  # the hasty indexes meet none or few of them on their way
+        allowed = RNG.permutation(IDS)[:many]
+        found, scores = index.search(QUERIES, many, allowed=allowed)
+        assert (np.sort(found, axis=1) == np.sort(allowed)).all()
+        assert (np.diff(scores, axis=1) <= 0).all()
+        with pytest.raises(ValueError, match=rf"k={many + 1}, but only {many} of {many} items are left for query 0"):
+            index.search(QUERIES, many + 1, allowed=allowed)
+        found, _ = index.search(QUERIES, many + 1, allowed=allowed, allow_fewer=True)
+        assert ((found == NOTHING).sum(axis=1) == 1).all()
+    with pytest.raises(ValueError, match="only 0 of 0 items"):
+        index.search(QUERIES, 1, allowed=[])
+
+
 def test_another_search_at_any_moment_of_a_search(built, monkeypatch):
     """A reader right behind each store that a search makes on its index must get the right answer."""
     index, request = built(VECTORS, IDS), {"queries": QUERIES, "k": 5, "exclude": [[item] for item in IDS[:9]]}
