@@ -16,23 +16,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import write_atomically
+from .files import digest, write_atomically
 
 if TYPE_CHECKING:
     from .model import DSSM
+    from .vocabulary import Vocabulary
 
 OPSET = 18  # the operator set the exporter writes natively; onnxruntime has run it since 1.14
 PARTS = {"model": "score", "user": "user_vector", "item": "item_vector"}  # what is exported → its output's name
 VARIANTS = ("int8", "fp16")
-METADATA_KEY = "dssm"
+METADATA_KEY = "dssm_2"  # another number for another content
 
 
-def export_onnx(model: DSSM, path: str | Path, part: str = "model") -> Path:
+def export_onnx(
+    model: DSSM, path: str | Path, part: str = "model", vocabularies: Mapping[str, Vocabulary] | None = None
+) -> Path:
     """Write a model or one of its towers as a single ONNX file (notebook 08, "Export").
 
     One input per feature, of its name: int64 ``[batch]``, or ``[batch, length]`` for a sequence; both sizes are free, 0
     included. One output: ``user_vector`` or ``item_vector`` ``[batch, D]``, or ``score [batch]``. Dropout is off. The
-    vocabulary sizes travel in the file, for :class:`OnnxTower` to check ids. Another ``part`` is a ValueError.
+    vocabulary sizes travel in the file, and a hash of each of the ``vocabularies``, for :class:`OnnxTower` to check.
     """
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}; choose from {', '.join(PARTS)}")
@@ -51,8 +54,11 @@ def export_onnx(model: DSSM, path: str | Path, part: str = "model") -> Path:
         example[name] = next(model.parameters()).new_ones((2, 3) if sequence else 2, dtype=torch.int64)
         axes[name] = {0: "batch", 1: name} if sequence else {0: "batch"}
     sizes = {name: feature.vocab_size for name, feature in features.items()}
+    read = {getattr(feature, "shared_with", None) or name for name, feature in features.items()}
+    digests = {name: digest(v.values.tolist()) for name, v in (vocabularies or {}).items() if name in read}
     with evaluation_mode(model), _quiet():
         note = {"part": part, "dim": model.dim, "temperature": float(model.temperature), "vocab_sizes": sizes}
+        note["vocab_digests"] = digests
         proto = torch.onnx.export(
             module,
             kwargs={"batch": example},
@@ -118,10 +124,11 @@ class OnnxTower:
     dim: int
     temperature: float
     vocab_sizes: dict[str, int]  # input name → number of valid ids
+    vocab_digests: dict[str, str]  # column → hash of the vocabulary it was trained with, as far as they were given
 
     @classmethod
-    def load(cls, source: str | Path | bytes) -> OnnxTower:
-        """Open what :func:`export_onnx` or :func:`compress_onnx` wrote, a path or its bytes; else a ValueError."""
+    def load(cls, source: str | Path | bytes, vocabularies: Mapping[str, Vocabulary] | None = None) -> OnnxTower:
+        """Open an exported or compressed file, a path or its bytes. Another file or vocabulary is a ValueError."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -132,7 +139,12 @@ class OnnxTower:
         note = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if note is None:
             raise ValueError("this ONNX file carries no vocabulary sizes; make it with export_onnx")
-        return cls(session, {value.name: len(value.shape) for value in session.get_inputs()}, **json.loads(note))
+        tower = cls(session, {value.name: len(value.shape) for value in session.get_inputs()}, **json.loads(note))
+        now = {name: digest(v.values.tolist()) for name, v in (vocabularies or {}).items()}
+        if other := [name for name, known in tower.vocab_digests.items() if now.get(name, known) != known]:
+            names = ", ".join(other)
+            raise ValueError(f"the {tower.part} tower knows another vocabulary of {names}: ids would mean other rows")
+        return tower
 
     def __call__(self, batch: Mapping[str, Any]) -> np.ndarray:
         """Ids by input name, ``[B]`` or ``[B, L]`` integers → vectors ``[B, D]`` (scores ``[B]`` of a whole model).

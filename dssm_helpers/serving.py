@@ -87,7 +87,7 @@ def export_bundle(
     }
     with write_folder(path, KIND, fields) as folder:
         for part in ("user", "item"):
-            export_onnx(model, folder / f"{part}_tower.onnx", part)
+            export_onnx(model, folder / f"{part}_tower.onnx", part, data.vocabularies)
         # The file that will encode new items encodes the old ones, so both kinds of vectors come from one tower.
         tower = OnnxTower.load(folder / "item_tower.onnx")
         real = {name: data.item_columns[name][FIRST:] for name in tower.ranks}
@@ -171,8 +171,8 @@ class Recommender:
     def __init__(self, manifest: Manifest, **connection: str):
         self.fields, files = manifest.fields, manifest.files
         self.vocabularies = load_vocabularies(files["vocabularies.json"])
-        self.user_tower = OnnxTower.load(files["user_tower.onnx"])
-        self.item_tower = OnnxTower.load(files["item_tower.onnx"])
+        self.user_tower = OnnxTower.load(files["user_tower.onnx"], self.vocabularies)
+        self.item_tower = OnnxTower.load(files["item_tower.onnx"], self.vocabularies)
         self._columns = {"user": {"user_id": Column("user_id", "user")}, "item": {}}
         for column in Schema.from_json(self.fields["schema"]).columns:
             self._columns[column.side][column.name] = column
@@ -203,7 +203,7 @@ class Recommender:
                 after the item vectors, and filled here unless :func:`export_bundle` did; what others added stays.
 
         Raises:
-            FileNotFoundError, ValueError: no bundle, or a missing or altered file (named).
+            FileNotFoundError, ValueError: no bundle, a missing or altered file (named), a tower of other vocabularies.
             ImportError: onnxruntime or the index library is not installed.
         """
         connection = {name: value for name, value in (("uri", uri), ("token", token)) if value is not None}

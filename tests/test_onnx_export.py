@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dssm_helpers.data import EncodedData
 from dssm_helpers.features import SequenceFeature, default_features
 from dssm_helpers.model import DSSM, evaluation_mode
 from dssm_helpers.onnx_export import PARTS, VARIANTS, OnnxTower, compress_onnx, export_onnx
+from dssm_helpers.vocabulary import Vocabulary
 
 
 def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "recency:1", "recency:10")) -> DSSM:
@@ -37,10 +39,10 @@ def model(data: EncodedData) -> DSSM:
 
 
 @pytest.fixture(scope="module")
-def exported(model: DSSM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(model: DSSM, data: EncodedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("onnx")
     for part in PARTS:
-        export_onnx(model, folder / f"{part}.onnx", part)
+        export_onnx(model, folder / f"{part}.onnx", part, data.vocabularies)
     return folder
 
 
@@ -149,9 +151,22 @@ def test_variants_are_smaller_and_close(exported, tmp_path, variant, smaller, of
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
     assert target.stat().st_size < smaller * (exported / "user.onnx").stat().st_size
     full, small = OnnxTower.load(exported / "user.onnx"), OnnxTower.load(target)
-    assert (small.vocab_sizes, small.ranks) == (full.vocab_sizes, full.ranks)
+    assert (small.vocab_sizes, small.vocab_digests, small.ranks) == (full.vocab_sizes, full.vocab_digests, full.ranks)
     batch = random_batch(full, 200, 9)
     assert 0 < np.abs(small(batch) - full(batch)).max() < off
+
+
+@pytest.mark.parametrize(
+    ("part", "column", "refused"),
+    [("user", "item_id", True), ("user", "zip", True), ("user", "year", False), ("item", "year", True)],
+)
+def test_another_vocabulary_of_the_same_size_is_refused_where_it_is_read(exported, data, part, column, refused):
+    old = data.vocabularies[column]
+    new = Vocabulary(column, [*old.values[1:], f"{old.values[-1]}z" if old.is_text else old.values[-1] + 1])
+    path = exported / f"{part}.onnx"
+    assert OnnxTower.load(path, data.vocabularies).vocab_digests.keys() <= data.vocabularies.keys()
+    with pytest.raises(ValueError, match=f"vocabulary of {column}:") if refused else nullcontext():
+        OnnxTower.load(path, {**data.vocabularies, column: new})
 
 
 def test_unknown_names_and_foreign_files_are_refused(model, exported, tmp_path):

@@ -20,7 +20,7 @@ from dssm_helpers.course import checks
 from dssm_helpers.data import EncodedData, Split
 from dssm_helpers.evaluation import TwoTowerScorer, top_k
 from dssm_helpers.features import default_features
-from dssm_helpers.files import file_digest, read_manifest
+from dssm_helpers.files import file_digest, read_manifest, write_folder
 from dssm_helpers.model import DSSM
 from dssm_helpers.serving import Recommender, export_bundle
 
@@ -48,7 +48,7 @@ def quick_export(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Export the same model again without running the exporter again."""
     monkeypatch.setattr(
         "dssm_helpers.serving.export_onnx",
-        lambda model, path, part: shutil.copyfile(bundle / f"{part}_tower.onnx", path),
+        lambda model, path, part, vocabularies: shutil.copyfile(bundle / f"{part}_tower.onnx", path),
     )
 
 
@@ -197,6 +197,19 @@ def test_every_file_is_listed_and_damage_is_refused_by_name(bundle, tmp_path):
         with pytest.raises(FileNotFoundError, match=f"incomplete: {name} is missing"):
             Recommender.load(copy)
         (copy / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(("column", "new"), [("item_id", 121), ("zip", "zzz")])
+def test_a_rebuilt_vocabulary_is_refused_beside_an_old_tower_in_a_sound_folder(bundle, tmp_path, column, new):
+    manifest = read_manifest(bundle, "bundle")
+    values = json.loads(manifest.files["vocabularies.json"])
+    values[column] = [*values[column][1:], new]  # of the same size: each id is valid and means another row
+    with write_folder(tmp_path / "bundle", "bundle", manifest.fields) as folder:
+        (folder / "index").mkdir()
+        for name, content in {**manifest.files, "vocabularies.json": json.dumps(values).encode()}.items():
+            (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"user tower knows another vocabulary of {column}: "):
+        Recommender.load(tmp_path / "bundle")
 
 
 def test_what_happens_to_the_folder_after_its_digests_were_compared_does_not_matter(
