@@ -19,7 +19,7 @@ def lenient(monkeypatch):
 
 
 def unfinished(x):
-    raise NotImplementedError
+    raise NotImplementedError("Multiply")
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def unfinished(x):
         (lambda x: None, "forget to return"),
         (lambda x: [x, x], r"has shape (2,), expected ()"),
         (lambda x: x / 0, "raised ZeroDivisionError"),
-        (unfinished, "nothing here yet"),
+        (unfinished, "○ double it: still open. Multiply"),
         (lambda: 1, "raised TypeError"),
     ],
 )
@@ -49,6 +49,7 @@ def test_strict_mode_fails_on_a_wrong_answer(monkeypatch):
     monkeypatch.setenv("DSSM_STRICT", "1")
     with pytest.raises(AssertionError, match="double it"):
         check_double(lambda x: x)
+    assert not check_double(unfinished)  # an open exercise stops nothing
 
 
 @exercise("halve it")

@@ -1,4 +1,4 @@
-"""The runner: executing, cleaning, publishing, student copies."""
+"""The runner: executing, cleaning, publishing, the solved and the graded course."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ RESULTS = {
         "hit@10_cold_users": {"history only": 0.22, "nothing, popularity": 0.08},
     },
 }
+
+
+PIXEL = base64.b64encode(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000020001e221bc33"
+        "0000000049454e44ae426082"
+    )
+).decode()
 
 
 @pytest.fixture
@@ -144,22 +152,46 @@ def test_clean_shrinks_pictures_once_and_keeps_their_size():
     assert runner.clean(node).cells[1].outputs[0].data["image/png"] == shown
 
 
-def test_student_copies_lose_the_solution_and_nothing_else():
-    node = notebook("def f(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION\n\n\ncheck_f(f)")
-    source = runner.without_solutions(node).cells[1].source
-    assert source == "def f(x):\n    raise NotImplementedError('your code here')\n\n\ncheck_f(f)"
-    compile(source, "cell", "exec")
+def test_clean_folds_titled_cells_and_hands_the_alt_text_to_the_book():
+    node = notebook("# @title Draw it\nx", "y")
+    node.cells[2].metadata["lines_to_next_cell"] = 2
+    shown = nbformat.v4.new_output("display_data", data={"image/png": PIXEL}, metadata={"image/png": {"alt": "a dot"}})
+    node.cells[1].outputs = [shown]
+    _, drawn, plain = runner.clean(node).cells
+    assert drawn.metadata.jupyter.source_hidden
+    assert drawn.metadata.tags == ["hide-input"]
+    assert drawn.metadata.mystnb.image.alt == "a dot"
+    assert plain.metadata == {}
 
 
-def test_student_copies_find_the_package_they_import(course_folder, monkeypatch, tmp_path):
+OPEN = 'def f(x):\n    """Twice x."""\n    raise NotImplementedError("multiply by two")'
+SOLUTION = """<details><summary>Solution</summary>
+
+```python
+def f(x):
+    return 2 * x
+```
+
+Because.
+
+</details>"""
+
+
+@pytest.mark.parametrize("kind", ["solved", "nbgrader"])
+def test_the_solved_and_the_graded_course_lie_where_their_notebooks_find_the_package(
+    course_folder, monkeypatch, tmp_path, kind
+):
     set_up = nbformat.read(conftest.notebook_paths()[0], as_version=4).cells[1].source
-    nbformat.write(notebook(f"{set_up}\nprint(root)"), course_folder / "00_first.ipynb")
+    node = notebook(set_up, "def check_f(f):\n    return f(2) == 4", OPEN, "check_f(f)", "print(root, f(2))")
+    node.cells.insert(5, nbformat.v4.new_markdown_cell(SOLUTION))
+    nbformat.write(node, course_folder / "00_first.ipynb")
     (tmp_path / "dssm_helpers").symlink_to(ROOT / "dssm_helpers")
     monkeypatch.setattr(runner, "ROOT", tmp_path)
-    runner.student()
-    executed, _, error = runner.execute(tmp_path / "artifacts" / "student" / "00_first.ipynb", "synthetic")
+    assert runner.main([kind]) == 0
+    (path,) = (tmp_path / "artifacts" / kind).rglob("00_first.ipynb")
+    executed, _, error = runner.execute(path, "synthetic")
     assert error is None
-    assert executed.cells[1].outputs[0].text == f"{tmp_path}\n"
+    assert executed.cells[-1].outputs[0].text == f"{tmp_path} 4\n"
 
 
 def test_readme_is_filled_between_its_markers(course_folder):

@@ -54,7 +54,7 @@ def exercise(title: str, tolerance: float = 1e-5) -> Callable[[Callable], Callab
     def decorate(check: Callable) -> Callable[..., Verdict]:
         @functools.wraps(check)
         def report(*answer: object) -> Verdict:
-            problem = None
+            problem, unanswered = None, False
             try:
                 if inspect.isgeneratorfunction(check):
                     _compare(*answer, check(), check.__doc__ or "", tolerance)
@@ -62,13 +62,13 @@ def exercise(title: str, tolerance: float = 1e-5) -> Callable[[Callable], Callab
                     check(*answer)
             except Hint as hint:
                 problem = str(hint)
-            except NotImplementedError:
-                problem = "nothing here yet: replace the `raise NotImplementedError` line with your code"
+            except NotImplementedError as stub:
+                problem, unanswered = f"still open. {stub}".strip(), True
             except Exception as error:
                 # Whatever a learner's code raises is an answer to comment on, not a failure of the check.
                 problem = f"your code raised {type(error).__name__}: {error}"
-            print(f"✓ {title}" if problem is None else f"✗ {title}: {problem}")
-            if problem is not None and strict():
+            print(f"✓ {title}" if problem is None else f"{'○' if unanswered else '✗'} {title}: {problem}")
+            if problem is not None and not unanswered and strict():
                 raise AssertionError(f"{title}: {problem}")
             return Verdict(problem is None)
 

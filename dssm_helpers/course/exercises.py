@@ -20,7 +20,7 @@ import re
 
 import nbformat
 
-FOLDED = re.compile(r"<details>\s*<summary>Solution</summary>\s*\n\s*```python\n(.*?)```\s*</details>", re.S)
+FOLDED = re.compile(r"<details>\s*<summary>Solution</summary>\s*\n\s*```python\n(.*?)```.*?</details>", re.S)
 CHECK = re.compile(r"\bcheck_\w+\([^()]*\)")
 
 
@@ -28,7 +28,8 @@ def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """A copy in which every folded solution has taken the place of its function; no outputs.
 
     Raises:
-        ValueError: a solution that is no function, or whose function stands in no cell before it.
+        ValueError: a solution that is no function, or whose function stands in no cell before it; a stub that no
+            solution fills.
     """
     solved = copy.deepcopy(notebook)
     for number, cell in enumerate(solved.cells):
@@ -37,6 +38,9 @@ def solve(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for solution in _solutions(cell):
             stub = _stub_of(solution, solved.cells[:number])
             stub.source = _put(stub.source, solution)
+    open_stubs = [c.source for c in solved.cells if c.cell_type == "code" and "raise NotImplementedError" in c.source]
+    if open_stubs:
+        raise ValueError(f"no solution fills this exercise:\n{open_stubs[0]}")
     return solved
 
 

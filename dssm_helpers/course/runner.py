@@ -21,10 +21,12 @@ from PIL import Image
 
 from ..files import write_atomically
 from ..settings import DATASETS, artifacts_dir, data_dir, project_root
+from .exercises import for_nbgrader, solve
 from .scoreboard import draw_scoreboard, plain_scoreboard, read_results, scoreboard_markdown, write_results
 
 ROOT = project_root()
 NOTEBOOKS = ROOT / "notebooks"
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["hide-input"]}
 PUBLISHED = NOTEBOOKS / "results-ml-100k.json"  # the figures of the committed notebooks and of the README
 
 
@@ -48,11 +50,15 @@ def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take out what differs between runs or machines (timestamps, widget state, paths) and shrink the pictures."""
+    """Take out what differs between runs or machines (timestamps, widget state, paths) and shrink the pictures.
+
+    A cell whose first line is ``# @title …`` is folded, for JupyterLab, for the book and (by that line) for Colab.
+    """
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
+        folded = cell.cell_type == "code" and cell.source.startswith("# @title")
+        cell.metadata = nbformat.from_dict(FOLDED if folded else {})
         if cell.cell_type == "code":
             cell.outputs = _merged(cell.outputs)
         for output in cell.get("outputs", []):
@@ -62,6 +68,8 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 output.text = text.replace(str(ROOT), "…").replace(str(Path.home()), "~")
             elif "image/png" in output.get("data", {}):
                 output.data["image/png"] = with_palette(output.data["image/png"])
+                if alt := output.metadata.get("image/png", {}).get("alt"):  # the book reads it from the cell
+                    cell.metadata["mystnb"] = {"image": {"alt": alt}}
     return notebook
 
 
@@ -76,7 +84,7 @@ def _merged(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
     return merged
 
 
-def with_palette(png: str, colours: int = 128) -> str:
+def with_palette(png: str, colours: int = 256) -> str:
     """A base64 PNG redrawn with a palette: a third of the size, and no visible difference in plots."""
     full, small = io.BytesIO(base64.b64decode(png)), io.BytesIO()
     picture = Image.open(full)
@@ -201,27 +209,21 @@ def publish() -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?### END SOLUTION[^\n]*", re.M | re.S)
+def build(kind: str) -> int:
+    """Write the solved course into ``artifacts/solved/``, or nbgrader's source tree into ``artifacts/nbgrader/``.
 
-
-def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Replace every solution by a line to fill in, and drop all outputs."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.source = SOLUTION.sub(r"\1raise NotImplementedError('your code here')", cell.source)
-            cell.outputs, cell.execution_count = [], None
-    return notebook
-
-
-def student() -> int:
-    """Write the student copies, inside the clone: their first cell finds the package by walking up."""
-    target = ROOT / "artifacts" / "student"
-    target.mkdir(parents=True, exist_ok=True)
+    Both lie inside the clone, so that the set-up cell finds the package by walking up.
+    """
+    target = ROOT / "artifacts" / kind
+    shutil.rmtree(target, ignore_errors=True)
     for path in notebook_paths():
-        notebook = without_solutions(clean(nbformat.read(path, as_version=4)))
-        with write_atomically(target / path.name) as temporary:
-            nbformat.write(notebook, temporary)
-    print(f"{len(notebook_paths())} student notebooks in {target}")
+        notebook = clean(nbformat.read(path, as_version=4))
+        written = target / path.name if kind == "solved" else target / "source" / path.stem / path.name
+        with write_atomically(written) as temporary:
+            nbformat.write(solve(notebook) if kind == "solved" else for_nbgrader(notebook), temporary)
+    if kind == "nbgrader":
+        (target / "nbgrader_config.py").write_text("c = get_config()\nc.CourseDirectory.course_id = 'dssm'\n")
+    print(f"{len(notebook_paths())} notebooks in {target}")
     return 0
 
 
@@ -236,15 +238,16 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--only", nargs="*", metavar="NN", help="two-digit numbers, for example 00 04")
         if name == "run":
             command.add_argument("--dataset", choices=DATASETS, default="ml-100k")
-    commands.add_parser("student", help="copies without solutions in artifacts/student/")
+    commands.add_parser("solved", help="copies with the solutions filled in, in artifacts/solved/")
+    commands.add_parser("nbgrader", help="a source tree for nbgrader, in artifacts/nbgrader/")
     commands.add_parser("readme", help="refill the README's generated parts from the last results")
     options = parser.parse_args(arguments)
     if sys.platform == "win32":  # zmq needs a selector loop
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     if options.command == "run":
         return run(options.dataset, only=options.only)
-    if options.command == "student":
-        return student()
+    if options.command in ("solved", "nbgrader"):
+        return build(options.command)
     status = run("ml-100k", in_place=True, only=options.only) if options.command == "notebooks" else 0
     if status == 0 and not getattr(options, "only", None):  # a part of the notebooks measures a part of the figures
         publish()
