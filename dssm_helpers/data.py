@@ -187,7 +187,7 @@ def _refuse_duplicates(table: str, frame: pd.DataFrame, key: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Split:
-    """Positions of the flat interactions, ``[n]`` int64 each. Disjoint; together they are all positions."""
+    """Positions of the flat interactions, ``[n]`` int64 each. Disjoint; a split says what is in none of them."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -220,7 +220,23 @@ def split_by_time(data: EncodedData) -> Split:
     return Split(np.flatnonzero(~held_out), validation, test, int((length == 1).sum()))
 
 
-SPLITS: dict[str, Callable[[EncodedData], Split]] = {"leave_last_out": split_by_time}
+def split_at_moment(data: EncodedData, validation_from: float = 0.7, test_from: float = 0.8) -> Split:
+    """One moment for everybody, a quantile of all times: train before it, test on what comes first after (notebook 05).
+
+    Nothing that anybody did later is learnt from. Training ends at an earlier moment, and the validation is each user's
+    first interaction between the two. Only users with a past have a target; whatever comes after it is in no part.
+    """
+    start, moments = data.offsets[:-1], np.quantile(data.timestamp, [validation_from, test_from])
+    earlier = [np.concatenate([[0], np.cumsum(data.timestamp < moment)]) for moment in moments]
+    validation, test = (start + np.diff(count[data.offsets]) for count in earlier)  # each user's first one at or after
+    return Split(
+        train=np.flatnonzero(data.timestamp < moments[0]),
+        validation=validation[(validation > start) & (validation < test)],
+        test=test[(test > start) & (test < data.offsets[1:])],
+    )
+
+
+SPLITS: dict[str, Callable[[EncodedData], Split]] = {"leave_last_out": split_by_time, "one_moment": split_at_moment}
 
 
 def make_split(data: EncodedData, how: str = "leave_last_out") -> Split:

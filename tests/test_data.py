@@ -10,7 +10,7 @@ import pytest
 from conftest import encoded, notebook_definitions
 from test_movielens import MOVIES, RATINGS, USERS
 
-from dssm_helpers.data import SPLITS, encode, make_split, split_by_time
+from dssm_helpers.data import SPLITS, encode, make_split, split_at_moment, split_by_time
 from dssm_helpers.movielens import MovieLens, synthetic
 from dssm_helpers.schema import Column, Schema
 
@@ -201,6 +201,24 @@ def test_splits_go_by_name_and_have_a_fingerprint(data, split):
     assert moved.fingerprint() != split.fingerprint()
     with pytest.raises(ValueError, match=f"unknown split 'random'; choose from {', '.join(SPLITS)}"):
         make_split(data, "random")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_split_at_one_moment_learns_nothing_from_after_it(seed):
+    data = encoded(with_ties(seed))
+    split, moments = split_at_moment(data, 0.4, 0.7), np.quantile(data.timestamp, [0.4, 0.7])
+    assert data.timestamp[split.train].max() < moments[0]
+    validation, test = [], []
+    for start, end in zip(data.offsets[:-1].tolist(), data.offsets[1:].tolist(), strict=True):
+        times = data.timestamp[start:end]
+        for moment, stop, found in ((*moments, validation), (moments[1], np.inf, test)):
+            after = [start + i for i, time in enumerate(times) if moment <= time < stop]
+            found += after[:1] if after and times[0] < moment else []
+    assert len(validation) * len(test) > 0
+    assert split.validation.tolist() == validation
+    assert split.test.tolist() == test
+    assert len(split.train) == (data.timestamp < moments[0]).sum()
+    assert make_split(data, "one_moment").fingerprint() == split_at_moment(data).fingerprint()
 
 
 def test_short_users_train_and_are_counted():
