@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import notebook_definitions
 from sklearn.metrics import ndcg_score
+from torch.overrides import TorchFunctionMode
 
 from dssm_helpers import evaluation as ev
 from dssm_helpers.recipes import build_model
@@ -119,6 +120,27 @@ def test_a_wrong_shape_is_refused_with_both_shapes(data, split, shape):
     rows, columns = len(split.test) + shape[0], data.n_items + shape[1]
     with pytest.raises(ValueError, match=rf"\({rows}, {columns}\), expected \({len(split.test)}, {data.n_items}\)"):
         ev.rank_targets(lambda p: torch.zeros(rows, columns), data, split.test)
+
+
+class WithoutFloat64(TorchFunctionMode):
+    """A device as Apple's MPS: nothing may become float64 before ``.cpu()``, which here returns the tensor itself."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.cpu:
+            result.came_to_cpu = True
+        elif getattr(result, "dtype", None) == torch.float64 and not hasattr(args[0], "came_to_cpu"):
+            raise TypeError("this device has no float64")
+        return result
+
+
+def test_a_device_without_float64_can_validate(data, split, batches):
+    model = build_model(data)
+    expected = ev.evaluate(model, batches, split.validation)
+    with WithoutFloat64():
+        assert ev.evaluate(model, batches, split.validation) == expected
+        with pytest.raises(TypeError, match="no float64"):
+            torch.zeros(2).double()  # the double does notice
 
 
 def test_nothing_to_evaluate_is_an_error(data, scorer):

@@ -106,8 +106,10 @@ def test_sampled_loss_against_a_naive_loop(objective, generator):
     assert loss.item() == pytest.approx(naive_sampled(objective, positive, negative, hit), rel=1e-5)
 
 
-def test_in_history_equals_a_loop(generator):
-    history, items = torch.randint(0, 12, (40, 7), generator=generator), torch.randint(2, 12, (9,), generator=generator)
+@pytest.mark.parametrize("first", [2, 10**12])  # no table of the size of the catalogue fits the second
+def test_in_history_equals_a_loop(first, generator):
+    history = torch.randint(first - 2, first + 10, (40, 7), generator=generator)
+    items = torch.randint(first, first + 10, (9,), generator=generator)
     expected = [[item in row for item in items.tolist()] for row in history.tolist()]
     assert in_history(history, items).tolist() == expected
 
