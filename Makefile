@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY
 ANNOY_COMPILER_ARGS ?= -O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUILD
 export ANNOY_COMPILER_ARGS
 
-.PHONY: help run test lab notebooks student bench lint clean
+.PHONY: help run test lab notebooks solved nbgrader bench lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,7 +28,8 @@ help:
 	@echo 'make lab        set up, then JupyterLab at notebook 00'
 	@echo 'make notebooks  re-execute the notebooks in place, from empty artifacts, and clean them for a commit;'
 	@echo '                refresh the README'
-	@echo 'make student    copies of the notebooks without solutions, in artifacts/student/'
+	@echo 'make solved     copies of the notebooks with the solutions filled in, in artifacts/solved/'
+	@echo 'make nbgrader   a source tree for nbgrader, in artifacts/nbgrader/'
 	@echo 'make bench      every benchmark against its peers: about two hours; tables in benchmarks/RESULTS.md'
 	@echo 'make lint       ruff over code and notebooks'
 	@echo 'make clean      remove .venv and artifacts (data/ stays; remove it by hand)'
@@ -53,10 +54,11 @@ $(READY): requirements.txt requirements-annoy-wheel.txt pyproject.toml
 run: $(READY)
 	@$(PY) -m dssm_helpers.course run --dataset $(DATASET)
 
-# One seed instead of three keeps the suite short; the code is the same. A missing optional part fails.
-test: $(READY)
+# One seed instead of three keeps the suite short; the code is the same. A missing optional part fails. The notebooks run
+# as the learner finds them, exercises open, and once more with every solution in its place.
+test: $(READY) solved
 	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --quiet --check .
-	DSSM_STRICT=1 DSSM_SEEDS=$${DSSM_SEEDS:-1} $(PY) -m pytest --nbmake --nbmake-timeout=900 tests notebooks
+	DSSM_STRICT=1 DSSM_SEEDS=$${DSSM_SEEDS:-1} $(PY) -m pytest --nbmake --nbmake-timeout=900 tests notebooks artifacts/solved
 
 lab: $(READY)
 	@$(PY) -m jupyter lab notebooks/00_overview.ipynb
@@ -64,16 +66,18 @@ lab: $(READY)
 notebooks: $(READY)
 	@$(PY) -m dssm_helpers.course notebooks
 
-student: $(READY)
-	@$(PY) -m dssm_helpers.course student
+solved nbgrader: $(READY)
+	@$(PY) -m dssm_helpers.course $@
 
-# Each part writes its own results when it ends, so an interrupted run keeps what it has; parts also run alone.
+# What is done is kept in artifacts/benchmarks/ and artifacts/<dataset>/variants/: an interrupted run goes on from there;
+# remove them to measure anew.
 bench: $(READY)
 	$(PY) benchmarks/ann.py
 	$(PY) benchmarks/peers.py --only sasrec
 	$(PY) benchmarks/peers.py
 	$(PY) benchmarks/variants.py
 	$(PY) benchmarks/scaling.py
+	$(PY) benchmarks/out_of_core.py
 	$(PY) benchmarks/report.py
 
 lint: $(READY)

@@ -8,18 +8,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import machine  # noqa: E402
+import out_of_core  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import scaling  # noqa: E402
 import task  # noqa: E402
 import variants  # noqa: E402
 
+from dssm_helpers.data import encode  # noqa: E402
 from dssm_helpers.objectives import TrainingConfig  # noqa: E402
 from dssm_helpers.recipes import Recipe  # noqa: E402
 
@@ -263,3 +266,14 @@ def test_committed_sasrec_ranks_give_the_reported_metrics():
         assert min(ranks) >= 1
         for k in (10, 100):
             assert math.isclose(np.mean(np.array(ranks) <= k), runs[seed]["test"][f"hit@{k}"])
+
+
+def test_arrays_written_out_of_core_equal_those_of_encode(tmp_path):
+    out_of_core.generate(tmp_path / "all.parquet", 5_000, 60, 50)
+    frame = pd.read_parquet(tmp_path / "all.parquet").drop_duplicates(["user_id", "item_id"])
+    frame["timestamp"] //= 10**7  # many ties
+    frame.to_parquet(tmp_path / "ratings.parquet")
+    out_of_core.flatten(tmp_path / "ratings.parquet", tmp_path, gib=1)
+    data = encode(frame)
+    for name in ("user", "item", "timestamp", "offsets"):
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), getattr(data, name)), name
