@@ -1,4 +1,4 @@
-"""The trainer's promises, its files, and the exercises of notebook 04."""
+"""The trainer's promises and its files."""
 
 import math
 import os
@@ -8,17 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import encoded, notebook_definitions
+from conftest import encoded
 from safetensors.torch import load_file
 from torch import nn
 
-from dssm_helpers.course.checks import check_chance_loss, check_corrected_list_wise, check_should_stop
 from dssm_helpers.data import split_by_time
 from dssm_helpers.evaluation import Popularity, chance_level, evaluate, metrics, rank_targets
 from dssm_helpers.fast import RowwiseAdamW
 from dssm_helpers.features import BatchBuilder, NegativeSampler
 from dssm_helpers.movielens import synthetic
-from dssm_helpers.objectives import OBJECTIVES, TrainingConfig, list_wise_loss, loss_at_chance
+from dssm_helpers.objectives import OBJECTIVES, TrainingConfig, loss_at_chance
 from dssm_helpers.recipes import RECIPES, build_model
 from dssm_helpers.training import (
     Diverged,
@@ -413,24 +412,3 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(fit, tmp_path, monkeypat
     path.with_suffix(".first").rename(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-# -- notebook 04 ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("check", "name", "wrong"),
-    [
-        (check_corrected_list_wise, "corrected_list_wise", lambda p, n, *_: list_wise_loss(p, n, n > 99)),
-        (check_chance_loss, "chance_loss", lambda batch_size, counts: math.log(batch_size)),
-        (check_should_stop, "should_stop", lambda scores, patience: len(scores) > patience),
-    ],
-)
-def test_exercise_checks_accept_the_solution_and_nothing_else(check, name, wrong, capsys, monkeypatch):
-    monkeypatch.delenv("DSSM_STRICT", raising=False)
-    solution = notebook_definitions("04", name)[name]
-    assert check(solution)
-    assert not check(wrong)
-    assert not check(lambda *_: None)
-    printed = capsys.readouterr().out.splitlines()
-    assert [line[0] for line in printed] == ["✓", "✗", "✗"]
