@@ -1,0 +1,90 @@
+"""The tree that `make nbgrader` writes goes through nbgrader: an assignment, marks, feedback.
+
+nbgrader adds menus to everybody's JupyterLab, so it lives in an environment of its own, which is made on first use; it
+sees the course's packages beside its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+from dssm_helpers.course import runner
+from dssm_helpers.course.exercises import solve
+
+ENVIRONMENT = ROOT / "artifacts" / "nbgrader-environment"
+ASSIGNMENT = "12_growing"
+
+
+def command(*arguments: str, folder: Path) -> str:
+    tools = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"),
+        "DSSM_DATASET": "synthetic",
+    }
+    done = subprocess.run(
+        [str(tools / "nbgrader"), *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment() -> None:
+    if not (ENVIRONMENT / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
+        python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
+        site = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+        Path(site, "course.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "nbgrader==0.9.6"]
+        subprocess.run(pip, check=True)
+        (ENVIRONMENT / "ready").touch()
+
+
+@pytest.mark.slow
+def test_an_assignment_is_generated_marked_and_answered(environment, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    runner.build("nbgrader")
+    folder = tmp_path / "artifacts" / "nbgrader"
+    for other in (folder / "source").iterdir():
+        if other.name != ASSIGNMENT:
+            shutil.rmtree(other)
+    command("generate_assignment", ASSIGNMENT, "--create", folder=folder)
+    released = folder / "release" / ASSIGNMENT / f"{ASSIGNMENT}.ipynb"
+    text = released.read_text(encoding="utf-8")
+    assert "YOUR CODE HERE" in text
+    assert "<summary>Solution" not in text
+    assert "BEGIN SOLUTION" not in text
+
+    handed_in = {"empty": nbformat.read(released, as_version=4)}
+    answered = nbformat.read(released, as_version=4)
+    solutions = iter(c.source for c in solve(nbformat.read(runner.NOTEBOOKS / released.name, as_version=4)).cells
+                     if c.cell_type == "code" and "def rank_loss" in c.source)  # fmt: skip
+    for cell in answered.cells:
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = next(solutions)
+    handed_in["right"] = answered
+    for student, notebook in handed_in.items():
+        path = folder / "submitted" / student / ASSIGNMENT / released.name
+        path.parent.mkdir(parents=True)
+        nbformat.write(notebook, path)
+    command("autograde", ASSIGNMENT, "--create", folder=folder)
+    command("generate_feedback", ASSIGNMENT, folder=folder)
+    command("export", "--to", "grades.csv", folder=folder)
+    with (folder / "grades.csv").open(encoding="utf-8") as file:
+        marks = {row["student_id"]: (float(row["score"]), float(row["max_score"])) for row in csv.DictReader(file)}
+    assert marks == {"empty": (0.0, 1.0), "right": (1.0, 1.0)}
+    assert len(list((folder / "feedback").rglob(f"{ASSIGNMENT}.html"))) == 2
