@@ -20,7 +20,7 @@ def one_moment(data: EncodedData, moment: int) -> tuple[np.ndarray, np.ndarray]:
     return train, test[np.isin(data.user[test], data.user[train])]
 
 
-def _small_data() -> EncodedData:
+def small_data() -> EncodedData:
     tables = synthetic(n_ratings=600, n_users=20, n_movies=200, seed=3)
     return encode(tables.ratings, tables.users, tables.movies, SCHEMA)
 
@@ -28,7 +28,7 @@ def _small_data() -> EncodedData:
 @exercise("Exercise 2: the newest movies first")
 def check_history_of() -> Iterator[tuple]:
     """It holds the user's movies before the position; reverse them, then keep the first `length`."""
-    data = _small_data()
+    data = small_data()
     for user, length, nth in itertools.product((2, 5, 9), (1, 3, 1_000), (0, 1, -1)):
         start, end = data.offsets[user : user + 2].tolist()
         position = range(start, end)[nth]
@@ -47,7 +47,7 @@ def check_history_of() -> Iterator[tuple]:
 
 @exercise("Exercise 3: one moment for everybody")
 def check_split_at(split_at: Callable[[EncodedData, int], tuple]) -> None:
-    data = _small_data()
+    data = small_data()
     for moment in (int(data.timestamp[data.offsets[2] + 1]), int(np.quantile(data.timestamp, 0.6)), 0):
         answer = split_at(data, moment)
         if not isinstance(answer, tuple) or len(answer) != 2:
