@@ -1,4 +1,4 @@
-"""Training on several processes with one joint batch of negatives (notebook 10, "When one machine is not enough").
+"""Training on several processes with one joint batch of negatives (notebook 12, "Several processes").
 
 Run by ``torchrun --nproc-per-node 2 -m dssm_helpers.distributed``: gloo on CPUs, nccl on GPUs. Every rank encodes its
 own rows; item vectors and indices are gathered, so each user is ranked against the items of *all* ranks. The
