@@ -10,23 +10,20 @@ backend is used.
 
 from __future__ import annotations
 
-import importlib
 import io
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .files import Manifest, read_manifest, write_folder
+from .files import Manifest, read_manifest
+from .index import Answers, Index, checked_ids, checked_vectors, library
+from .milvus import MilvusIndex
 
-NOTHING = -1  # the id that pads a short answer
-Answers = Iterable[tuple[np.ndarray, np.ndarray]]  # ids and scores of each query
-MILVUS = "pymilvus milvus-lite"  # what to install for it
 ANNOY_CURE = (
     "compile it again without -ffast-math: ANNOY_COMPILER_ARGS=-O3,-std=c++14,-fpermissive,"
     "-DANNOYLIB_MULTITHREADED_BUILD pip install --no-cache-dir --force-reinstall --no-binary annoy annoy==1.17.3; "
@@ -48,11 +45,11 @@ def build_index(vectors: np.ndarray, ids: Sequence[int] | None = None, backend: 
         ImportError: a library is missing; the message holds the command that installs it.
     """
     index = _empty(backend, options)
-    vectors = _checked_vectors(vectors, index.options["normalize"])
+    vectors = checked_vectors(vectors, index.options["normalize"])
     n, index.dim = vectors.shape
     if n == 0:
         raise ValueError("nothing to index: vectors is empty")
-    index.ids = _checked_ids(np.arange(n) if ids is None else ids, n)
+    index.ids = checked_ids(np.arange(n) if ids is None else ids, n)
     index._build(vectors)
     return index
 
@@ -88,116 +85,6 @@ def _empty(backend: str, options: Mapping[str, Any]) -> Index:
         raise ValueError(f"{backend} has no option {sorted(unknown)}; it knows {', '.join(index.DEFAULTS)}")
     index.options = {**index.DEFAULTS, **options}
     return index
-
-
-class Index:
-    """What the backends share: checks, exclusion, saving. Any number of threads may search.
-
-    A backend supplies ``_build(vectors)``, ``_write(folder)``, ``_read(files)``, ``_add(vectors, ids, replaced)``,
-    ``_vectors_of(ids)`` and ``_search(queries, n, inside)``, which gives each query at most ``n`` of the ids ``inside``
-    and their scores, best first. ``ids [n]`` int64 are in the index, of ``dim`` dimensions; ``options`` are those it
-    was built with, as :meth:`tune` left them.
-    """
-
-    backend: ClassVar[str]
-    DEFAULTS: ClassVar[dict[str, Any]] = {"normalize": True}
-    TUNABLE: ClassVar[tuple[str, ...]] = ()
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __repr__(self) -> str:
-        return f"<{self.backend} index: {len(self):,} vectors of {self.dim} dimensions>"
-
-    def search(
-        self,
-        queries: np.ndarray,
-        k: int,
-        exclude: Sequence[Collection[int]] | None = None,
-        allow_fewer: bool = False,
-        allowed: Collection[int] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The ``k`` nearest items of each query, best first: ``(ids [B, k] int64, scores [B, k] float32)``.
-
-        Args:
-            queries: ``[B, D]``, or ``[D]`` for one.
-            exclude: per query the ids not to return. As many more are fetched, so ``k`` remain. Where fewer do, that is
-                a ``ValueError``, or with ``allow_fewer`` :data:`NOTHING` and score ``-inf`` pad the answer.
-            allowed: the only ids to return, for all queries, such as what is in stock. Of less than a tenth of the
-                index every vector is looked at: an approximate search would meet too few of them.
-        """
-        queries = _checked_vectors(np.atleast_2d(queries), self.options["normalize"], self.dim, "queries")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        excluded = [set()] * len(queries) if exclude is None else [set(ids) for ids in exclude]
-        if len(excluded) != len(queries):
-            raise ValueError(f"exclude has {len(excluded)} entries for {len(queries)} queries; give one per query")
-        inside = self.ids
-        if allowed is not None:
-            inside = inside[np.isin(inside, allowed if isinstance(allowed, np.ndarray) else list(allowed))]
-        fetch = min(len(inside), k + max(map(len, excluded), default=0))
-        found = np.full((len(queries), k), NOTHING, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        narrow = self._search if 10 * len(inside) >= len(self) else self._search_all
-        for search, n in ((narrow, fetch), (self._search_all, len(inside))):
-            short = np.flatnonzero(found[:, -1] == NOTHING)  # a narrow search may leave some; then look everywhere
-            if len(short) == 0 or n == 0:
-                break
-            answers = search(queries[short], n, inside)
-            for row, (ids, cosines) in zip(short, answers, strict=True):
-                keep = [i for i, item in enumerate(ids.tolist()) if item != NOTHING and item not in excluded[row]][:k]
-                found[row, : len(keep)], scores[row, : len(keep)] = ids[keep], cosines[keep]
-        left = (found != NOTHING).sum(axis=1)  # [B]
-        if not allow_fewer and (left < k).any():
-            row = (left < k).argmax()
-            few = f"k={k}, but only {left[row]} of {len(inside):,} items are left for query {row}"
-            raise ValueError(f"{few} after excluding {len(excluded[row])}; ask for fewer, or pass allow_fewer=True")
-        return found, scores
-
-    def _search_all(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
-        """Like ``_search``, with every vector looked at."""
-        vectors = self._vectors_of(inside)
-        step = max(1, 2**24 // len(inside))  # at most 64 MB of scores at a time
-        for start in range(0, len(queries), step):
-            product = queries[start : start + step] @ vectors.T  # [b, m]
-            row = np.arange(len(product))[:, None]
-            best = np.sort(np.argpartition(product, -n, axis=1)[:, -n:], axis=1)  # equals keep their order
-            best = best[row, np.argsort(-product[row, best], axis=1, kind="stable")]
-            yield from zip(inside[best], product[row, best], strict=True)
-
-    def add(self, vectors: np.ndarray, ids: Sequence[int]) -> None:
-        """Insert vectors ``[m, D]``; an id that exists gets its new one. ``ValueError``: Annoy, replacing in HNSW."""
-        vectors = _checked_vectors(np.atleast_2d(vectors), self.options["normalize"], self.dim)
-        ids = _checked_ids(ids, len(vectors))
-        replaced = np.isin(self.ids, ids)  # [n]
-        self._add(vectors, ids, replaced)
-        self.ids = np.concatenate([self.ids[~replaced], ids])
-
-    def tune(self, **options: Any) -> Index:
-        """Change search-time options (``search_k``, ``nprobe``, ``efSearch``, ``ef``) without building again."""
-        if unknown := options.keys() - set(self.TUNABLE):
-            raise ValueError(f"{sorted(unknown)} cannot change after building; {self.backend} has {self.TUNABLE}")
-        self.options.update(options)
-        return self
-
-    def save(self, path: str | Path) -> None:
-        """Write a folder; :func:`dssm_helpers.files.write_folder` says what it replaces and what it refuses."""
-        options = {name: value for name, value in self.options.items() if name not in ("uri", "token")}
-        elsewhere = self.options.get("uri") is not None
-        fields = {"backend": self.backend, "dim": self.dim, "options": options, "elsewhere": elsewhere}
-        with write_folder(path, "index", fields) as folder:
-            if not elsewhere:
-                self._write(folder)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the index as it is saved, which is how it lies in memory (0 where it lives elsewhere)."""
-        with TemporaryDirectory() as folder:
-            self.save(f"{folder}/index")
-            return sum(map(len, read_manifest(f"{folder}/index", "index").files.values()))
-
-    def close(self) -> None:
-        """Let go of files and connections."""
 
 
 class ExactIndex(Index):
@@ -238,7 +125,7 @@ class AnnoyIndex(Index):
     TUNABLE = ("search_k",)
 
     def _open(self) -> None:
-        self._annoy = _library("annoy", "annoy").AnnoyIndex(self.dim, "angular")
+        self._annoy = library("annoy", "annoy").AnnoyIndex(self.dim, "angular")
         self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
         self._file = Path(self._folder.name, "items.ann")
 
@@ -275,7 +162,7 @@ class AnnoyIndex(Index):
 
     def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(np.isin(self.ids, ids)).tolist()
-        return _checked_vectors([self._annoy.get_item_vector(row) for row in rows], normalize=True)
+        return checked_vectors([self._annoy.get_item_vector(row) for row in rows], normalize=True)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         raise ValueError("an Annoy index is read-only once built; call build_index again with all vectors")
@@ -319,7 +206,7 @@ class FaissIndex(Index):
     TUNABLE = ("nprobe", "efSearch")
 
     def _build(self, vectors: np.ndarray) -> None:
-        faiss = _library("faiss", "faiss-cpu")
+        faiss = library("faiss", "faiss-cpu")
         options, kind, (n, dim) = self.options, self.options["kind"], vectors.shape
         if kind not in self.KINDS:
             raise ValueError(f"unknown kind of Faiss index {kind!r}; choose one of {', '.join(self.KINDS)}")
@@ -341,7 +228,7 @@ class FaissIndex(Index):
         self._faiss = index
 
     def _search(self, queries: np.ndarray, n: int, inside: np.ndarray, nprobe: int | None = None) -> Answers:
-        faiss, kind = _library("faiss", "faiss-cpu"), self.options["kind"]
+        faiss, kind = library("faiss", "faiss-cpu"), self.options["kind"]
         only = {"sel": faiss.IDSelectorBatch(inside)} if len(inside) < len(self) else {}
         if kind == "hnsw":
             params = faiss.SearchParametersHNSW(efSearch=max(self.options["efSearch"], n), **only)
@@ -370,109 +257,12 @@ class FaissIndex(Index):
 
     def _write(self, folder: Path) -> None:
         np.save(folder / "ids.npy", self.ids)
-        _library("faiss", "faiss-cpu").write_index(self._faiss, str(folder / "items.faiss"))
+        library("faiss", "faiss-cpu").write_index(self._faiss, str(folder / "items.faiss"))
 
     def _read(self, files: Mapping[str, bytes]) -> None:
         self.ids = np.load(io.BytesIO(files["ids.npy"]))
         content = np.frombuffer(files["items.faiss"], dtype=np.uint8)
-        self._faiss = _library("faiss", "faiss-cpu").deserialize_index(content)
-
-
-class MilvusIndex(Index):
-    """A vector database. Without ``uri`` a private Milvus Lite, which :meth:`save` puts into the index folder.
-
-    With ``uri`` (a server's ``"http://host:19530"``, or a file of your own) the vectors live there, others see an
-    upsert at once, and :meth:`save` writes neither them nor where they are. Building into a collection that exists
-    upserts into it: nothing is ever deleted, and a collection of something else is refused.
-    """
-
-    backend = "milvus"
-    DEFAULTS: ClassVar = {  # index_type: HNSW, FLAT, IVF_FLAT or AUTOINDEX
-        "normalize": True, "uri": None, "token": "", "collection": "items", "index_type": "HNSW",
-        "M": 32, "efConstruction": 100, "ef": 64, "nlist": 128, "nprobe": 16,
-    }  # fmt: skip
-    TUNABLE = ("ef", "nprobe")
-    LIMIT = 16_384  # Milvus returns no more than this
-
-    def _connect(self) -> bool:
-        """Whether our collection is there; one of something else is refused."""
-        uri, self._name = self.options["uri"] or f"{self._folder.name}/milvus.db", self.options["collection"]
-        if "://" not in uri:
-            _library("milvus_lite", MILVUS)
-        self._client = _library("pymilvus", MILVUS).MilvusClient(uri, token=self.options["token"])
-        if not self._client.has_collection(self._name):
-            return False
-        described = self._client.describe_collection(self._name)["fields"]
-        fields = {field["name"]: field["params"].get("dim") for field in described}
-        if fields != {"item_id": None, "item_vector": self.dim}:
-            theirs = f"collection {self._name!r} holds {fields}, not item vectors of {self.dim} dimensions"
-            raise ValueError(f"{theirs}; it stays as it is, choose another collection=")
-        return True
-
-    def _load(self) -> None:
-        self._client.load_collection(self._name)
-        rows = self._client.query(self._name, filter="item_id >= 0", output_fields=["item_id"])
-        self.ids = np.array([row["item_id"] for row in rows], dtype=np.int64)
-
-    def _build(self, vectors: np.ndarray) -> None:
-        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
-        if not self._connect():
-            types, schema = _library("pymilvus", MILVUS).DataType, self._client.create_schema()
-            schema.add_field("item_id", types.INT64, is_primary=True)
-            schema.add_field("item_vector", types.FLOAT_VECTOR, dim=self.dim)
-            self._client.create_collection(self._name, schema=schema, consistency_level="Strong")
-        self._add(vectors, self.ids, self.ids)
-        self._client.flush(self._name)  # before create_index: until then not even its field names are checked
-        if not self._client.list_indexes(self._name):
-            index, kind = self._client.prepare_index_params(), self.options["index_type"]
-            dials = {"HNSW": ("M", "efConstruction"), "IVF_FLAT": ("nlist",)}.get(kind, ())
-            # Nested, because pymilvus sends a flat dict key by key, which a server reads and Milvus Lite overlooks.
-            params = {"params": {dial: self.options[dial] for dial in dials}}
-            index.add_index("item_vector", index_type=kind, metric_type="IP", params=params)
-            self._client.create_index(self._name, index)
-        self._load()
-
-    def _search(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
-        n, only = min(n, self.LIMIT), f"item_id in {inside.tolist()}" if len(inside) < len(self) else ""
-        dials = {"HNSW": {"ef": max(self.options["ef"], n)}, "IVF_FLAT": {"nprobe": self.options["nprobe"]}}
-        params = {"params": dials.get(self.options["index_type"], {})}
-        for start in range(0, len(queries), 1024):
-            part = list(queries[start : start + 1024])
-            for hits in self._client.search(self._name, part, only, n, ["item_id"], params):
-                yield np.array([hit["item_id"] for hit in hits]), np.array([hit["distance"] for hit in hits])
-
-    def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
-        found = {item["item_id"]: item["item_vector"] for item in self._client.get(self._name, ids.tolist())}
-        return np.array([found[item] for item in ids.tolist()], dtype=np.float32)
-
-    def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
-        items = [{"item_id": item, "item_vector": vector} for item, vector in zip(ids.tolist(), vectors, strict=True)]
-        step = max(1, 2**22 // self.dim)  # 16 MB a request, well below the server's limit
-        for start in range(0, len(items), step):
-            self._client.upsert(self._name, items[start : start + step])
-
-    def _write(self, folder: Path) -> None:
-        self._client.flush(self._name)
-        self._client.close()
-        try:
-            shutil.copytree(self._folder.name, folder, dirs_exist_ok=True)
-        finally:
-            self._connect()
-            self._load()
-
-    def _read(self, files: Mapping[str, bytes]) -> None:
-        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
-        for name, content in files.items():
-            path = Path(self._folder.name, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        if not self._connect():
-            raise ValueError(f"no collection {self._name!r} at {self.options['uri']}; build_index(..., uri=) makes it")
-        self._load()
-
-    def close(self) -> None:
-        self._client.close()
-        self._folder.cleanup()
+        self._faiss = library("faiss", "faiss-cpu").deserialize_index(content)
 
 
 BACKENDS: dict[str, type[Index]] = {kind.backend: kind for kind in (ExactIndex, AnnoyIndex, FaissIndex, MilvusIndex)}
@@ -510,35 +300,3 @@ def enlarge(vectors: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
     moved *= gap[rows, None] / vectors.shape[1] ** 0.5
     moved += vectors[rows]
     return moved / np.linalg.norm(moved, axis=1, keepdims=True)
-
-
-def _library(module: str, packages: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:  # of the library, or of something that it needs in its turn
-        missing = (error.name or module).partition(".")[0]
-        command = packages if missing == module else missing
-        raise ImportError(f"this index needs {missing}: pip install {command} ({error})", name=missing) from error
-
-
-def _checked_vectors(vectors: Any, normalize: bool, dim: int | None = None, what: str = "vectors") -> np.ndarray:
-    """``[n, D]`` float32, contiguous, finite, of unit length unless ``normalize`` is off."""
-    array = np.asarray(vectors, dtype=np.float32, order="C")
-    if array.ndim != 2 or dim not in (None, array.shape[1]):
-        raise ValueError(f"{what} must be an array [n, {dim or 'D'}], got shape {array.shape}")
-    length = np.linalg.norm(array, axis=1, keepdims=True)  # [n, 1], not finite where a number of the row is not
-    bad = ~np.isfinite(length) | ((length < 1e-12) & normalize)
-    if bad.any():
-        why = f"hold NaN, infinity or zeros only in {bad.sum()} rows, first row {bad.argmax()}"
-        raise ValueError(f"{what} {why}: they have no direction and no cosine")
-    return array / length if normalize else array
-
-
-def _checked_ids(ids: Sequence[int], n: int) -> np.ndarray:
-    array = np.asarray(ids)
-    if array.shape != (n,) or array.dtype.kind not in "iu":
-        raise ValueError(f"{n} vectors need {n} whole numbers as ids, got shape {array.shape} of {array.dtype}")
-    array = array.astype(np.int64)
-    if len(np.unique(array)) < n or (array < 0).any():
-        raise ValueError(f"ids must be unique and not negative; got {len(np.unique(array))} different of {n}")
-    return array

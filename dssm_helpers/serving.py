@@ -22,8 +22,9 @@ import numpy as np
 
 from . import __version__
 from .files import Manifest, file_digest, read_manifest, write_folder
+from .index import NOTHING, Index
 from .onnx_export import OnnxTower, export_onnx
-from .retrieval import NOTHING, Index, build_index, load_index
+from .retrieval import build_index, load_index
 from .schema import Column, Schema
 from .vocabulary import FIRST, UNKNOWN, load_vocabularies, save_vocabularies
 

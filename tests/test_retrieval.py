@@ -13,7 +13,8 @@ from conftest import notebook_definitions
 
 from dssm_helpers import retrieval
 from dssm_helpers.files import read_manifest, write_folder
-from dssm_helpers.retrieval import NOTHING, build_index, enlarge, load_index, measure, recall
+from dssm_helpers.index import NOTHING, Index
+from dssm_helpers.retrieval import build_index, enlarge, load_index, measure, recall
 
 N, DIM = 300, 16
 RNG = np.random.default_rng(0)
@@ -189,7 +190,7 @@ def test_another_search_at_any_moment_of_a_search(built, monkeypatch):
         object.__setattr__(self, name, value)
         assert (self.search(**request)[0] == expected).all()
 
-    monkeypatch.setattr(retrieval.Index, "__setattr__", store_and_search, raising=False)
+    monkeypatch.setattr(Index, "__setattr__", store_and_search, raising=False)
     assert (index.search(**request)[0] == expected).all()
 
 

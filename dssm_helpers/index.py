@@ -1,0 +1,159 @@
+"""What every index shares: checks, exclusion and filters, saving (notebook 06). A backend brings the search itself."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .files import read_manifest, write_folder
+
+NOTHING = -1  # the id that pads a short answer
+Answers = Iterable[tuple[np.ndarray, np.ndarray]]  # ids and scores of each query
+
+
+class Index:
+    """What the backends share: checks, exclusion, saving. Any number of threads may search.
+
+    A backend supplies ``_build(vectors)``, ``_write(folder)``, ``_read(files)``, ``_add(vectors, ids, replaced)``,
+    ``_vectors_of(ids)`` and ``_search(queries, n, inside)``, which gives each query at most ``n`` of the ids ``inside``
+    and their scores, best first. ``ids [n]`` int64 are in the index, of ``dim`` dimensions; ``options`` are those it
+    was built with, as :meth:`tune` left them.
+    """
+
+    backend: ClassVar[str]
+    DEFAULTS: ClassVar[dict[str, Any]] = {"normalize": True}
+    TUNABLE: ClassVar[tuple[str, ...]] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<{self.backend} index: {len(self):,} vectors of {self.dim} dimensions>"
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        exclude: Sequence[Collection[int]] | None = None,
+        allow_fewer: bool = False,
+        allowed: Collection[int] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ``k`` nearest items of each query, best first: ``(ids [B, k] int64, scores [B, k] float32)``.
+
+        Args:
+            queries: ``[B, D]``, or ``[D]`` for one.
+            exclude: per query the ids not to return. As many more are fetched, so ``k`` remain. Where fewer do, that is
+                a ``ValueError``, or with ``allow_fewer`` :data:`NOTHING` and score ``-inf`` pad the answer.
+            allowed: the only ids to return, for all queries, such as what is in stock. Of less than a tenth of the
+                index every vector is looked at: an approximate search would meet too few of them.
+        """
+        queries = checked_vectors(np.atleast_2d(queries), self.options["normalize"], self.dim, "queries")
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        excluded = [set()] * len(queries) if exclude is None else [set(ids) for ids in exclude]
+        if len(excluded) != len(queries):
+            raise ValueError(f"exclude has {len(excluded)} entries for {len(queries)} queries; give one per query")
+        inside = self.ids
+        if allowed is not None:
+            inside = inside[np.isin(inside, allowed if isinstance(allowed, np.ndarray) else list(allowed))]
+        fetch = min(len(inside), k + max(map(len, excluded), default=0))
+        found = np.full((len(queries), k), NOTHING, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        narrow = self._search if 10 * len(inside) >= len(self) else self._search_all
+        for search, n in ((narrow, fetch), (self._search_all, len(inside))):
+            short = np.flatnonzero(found[:, -1] == NOTHING)  # a narrow search may leave some; then look everywhere
+            if len(short) == 0 or n == 0:
+                break
+            answers = search(queries[short], n, inside)
+            for row, (ids, cosines) in zip(short, answers, strict=True):
+                keep = [i for i, item in enumerate(ids.tolist()) if item != NOTHING and item not in excluded[row]][:k]
+                found[row, : len(keep)], scores[row, : len(keep)] = ids[keep], cosines[keep]
+        left = (found != NOTHING).sum(axis=1)  # [B]
+        if not allow_fewer and (left < k).any():
+            row = (left < k).argmax()
+            few = f"k={k}, but only {left[row]} of {len(inside):,} items are left for query {row}"
+            raise ValueError(f"{few} after excluding {len(excluded[row])}; ask for fewer, or pass allow_fewer=True")
+        return found, scores
+
+    def _search_all(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
+        """Like ``_search``, with every vector looked at."""
+        vectors = self._vectors_of(inside)
+        step = max(1, 2**24 // len(inside))  # at most 64 MB of scores at a time
+        for start in range(0, len(queries), step):
+            product = queries[start : start + step] @ vectors.T  # [b, m]
+            row = np.arange(len(product))[:, None]
+            best = np.sort(np.argpartition(product, -n, axis=1)[:, -n:], axis=1)  # equals keep their order
+            best = best[row, np.argsort(-product[row, best], axis=1, kind="stable")]
+            yield from zip(inside[best], product[row, best], strict=True)
+
+    def add(self, vectors: np.ndarray, ids: Sequence[int]) -> None:
+        """Insert vectors ``[m, D]``; an id that exists gets its new one. ``ValueError``: Annoy, replacing in HNSW."""
+        vectors = checked_vectors(np.atleast_2d(vectors), self.options["normalize"], self.dim)
+        ids = checked_ids(ids, len(vectors))
+        replaced = np.isin(self.ids, ids)  # [n]
+        self._add(vectors, ids, replaced)
+        self.ids = np.concatenate([self.ids[~replaced], ids])
+
+    def tune(self, **options: Any) -> Index:
+        """Change search-time options (``search_k``, ``nprobe``, ``efSearch``, ``ef``) without building again."""
+        if unknown := options.keys() - set(self.TUNABLE):
+            raise ValueError(f"{sorted(unknown)} cannot change after building; {self.backend} has {self.TUNABLE}")
+        self.options.update(options)
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder; :func:`dssm_helpers.files.write_folder` says what it replaces and what it refuses."""
+        options = {name: value for name, value in self.options.items() if name not in ("uri", "token")}
+        elsewhere = self.options.get("uri") is not None
+        fields = {"backend": self.backend, "dim": self.dim, "options": options, "elsewhere": elsewhere}
+        with write_folder(path, "index", fields) as folder:
+            if not elsewhere:
+                self._write(folder)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index as it is saved, which is how it lies in memory (0 where it lives elsewhere)."""
+        with TemporaryDirectory() as folder:
+            self.save(f"{folder}/index")
+            return sum(map(len, read_manifest(f"{folder}/index", "index").files.values()))
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+def library(module: str, packages: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:  # of the library, or of something that it needs in its turn
+        missing = (error.name or module).partition(".")[0]
+        command = packages if missing == module else missing
+        raise ImportError(f"this index needs {missing}: pip install {command} ({error})", name=missing) from error
+
+
+def checked_vectors(vectors: Any, normalize: bool, dim: int | None = None, what: str = "vectors") -> np.ndarray:
+    """``[n, D]`` float32, contiguous, finite, of unit length unless ``normalize`` is off."""
+    array = np.asarray(vectors, dtype=np.float32, order="C")
+    if array.ndim != 2 or dim not in (None, array.shape[1]):
+        raise ValueError(f"{what} must be an array [n, {dim or 'D'}], got shape {array.shape}")
+    length = np.linalg.norm(array, axis=1, keepdims=True)  # [n, 1], not finite where a number of the row is not
+    bad = ~np.isfinite(length) | ((length < 1e-12) & normalize)
+    if bad.any():
+        why = f"hold NaN, infinity or zeros only in {bad.sum()} rows, first row {bad.argmax()}"
+        raise ValueError(f"{what} {why}: they have no direction and no cosine")
+    return array / length if normalize else array
+
+
+def checked_ids(ids: Sequence[int], n: int) -> np.ndarray:
+    array = np.asarray(ids)
+    if array.shape != (n,) or array.dtype.kind not in "iu":
+        raise ValueError(f"{n} vectors need {n} whole numbers as ids, got shape {array.shape} of {array.dtype}")
+    array = array.astype(np.int64)
+    if len(np.unique(array)) < n or (array < 0).any():
+        raise ValueError(f"ids must be unique and not negative; got {len(np.unique(array))} different of {n}")
+    return array

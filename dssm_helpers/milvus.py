@@ -1,0 +1,112 @@
+"""Milvus, a database of vectors, as an index (notebook 06): embedded, a server, or a cluster."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar
+
+import numpy as np
+
+from .index import Answers, Index, library
+
+PACKAGES = "pymilvus milvus-lite"  # what to install for it
+
+
+class MilvusIndex(Index):
+    """A vector database. Without ``uri`` a private Milvus Lite, which :meth:`save` puts into the index folder.
+
+    With ``uri`` (a server's ``"http://host:19530"``, or a file of your own) the vectors live there, others see an
+    upsert at once, and :meth:`save` writes neither them nor where they are. Building into a collection that exists
+    upserts into it: nothing is ever deleted, and a collection of something else is refused.
+    """
+
+    backend = "milvus"
+    DEFAULTS: ClassVar = {  # index_type: HNSW, FLAT, IVF_FLAT or AUTOINDEX
+        "normalize": True, "uri": None, "token": "", "collection": "items", "index_type": "HNSW",
+        "M": 32, "efConstruction": 100, "ef": 64, "nlist": 128, "nprobe": 16,
+    }  # fmt: skip
+    TUNABLE = ("ef", "nprobe")
+    LIMIT = 16_384  # Milvus returns no more than this
+
+    def _connect(self) -> bool:
+        """Whether our collection is there; one of something else is refused."""
+        uri, self._name = self.options["uri"] or f"{self._folder.name}/milvus.db", self.options["collection"]
+        if "://" not in uri:
+            library("milvus_lite", PACKAGES)
+        self._client = library("pymilvus", PACKAGES).MilvusClient(uri, token=self.options["token"])
+        if not self._client.has_collection(self._name):
+            return False
+        described = self._client.describe_collection(self._name)["fields"]
+        fields = {field["name"]: field["params"].get("dim") for field in described}
+        if fields != {"item_id": None, "item_vector": self.dim}:
+            theirs = f"collection {self._name!r} holds {fields}, not item vectors of {self.dim} dimensions"
+            raise ValueError(f"{theirs}; it stays as it is, choose another collection=")
+        return True
+
+    def _load(self) -> None:
+        self._client.load_collection(self._name)
+        rows = self._client.query(self._name, filter="item_id >= 0", output_fields=["item_id"])
+        self.ids = np.array([row["item_id"] for row in rows], dtype=np.int64)
+
+    def _build(self, vectors: np.ndarray) -> None:
+        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
+        if not self._connect():
+            types, schema = library("pymilvus", PACKAGES).DataType, self._client.create_schema()
+            schema.add_field("item_id", types.INT64, is_primary=True)
+            schema.add_field("item_vector", types.FLOAT_VECTOR, dim=self.dim)
+            self._client.create_collection(self._name, schema=schema, consistency_level="Strong")
+        self._add(vectors, self.ids, self.ids)
+        self._client.flush(self._name)  # before create_index: until then not even its field names are checked
+        if not self._client.list_indexes(self._name):
+            index, kind = self._client.prepare_index_params(), self.options["index_type"]
+            dials = {"HNSW": ("M", "efConstruction"), "IVF_FLAT": ("nlist",)}.get(kind, ())
+            # Nested, because pymilvus sends a flat dict key by key, which a server reads and Milvus Lite overlooks.
+            params = {"params": {dial: self.options[dial] for dial in dials}}
+            index.add_index("item_vector", index_type=kind, metric_type="IP", params=params)
+            self._client.create_index(self._name, index)
+        self._load()
+
+    def _search(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
+        n, only = min(n, self.LIMIT), f"item_id in {inside.tolist()}" if len(inside) < len(self) else ""
+        dials = {"HNSW": {"ef": max(self.options["ef"], n)}, "IVF_FLAT": {"nprobe": self.options["nprobe"]}}
+        params = {"params": dials.get(self.options["index_type"], {})}
+        for start in range(0, len(queries), 1024):
+            part = list(queries[start : start + 1024])
+            for hits in self._client.search(self._name, part, only, n, ["item_id"], params):
+                yield np.array([hit["item_id"] for hit in hits]), np.array([hit["distance"] for hit in hits])
+
+    def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
+        found = {item["item_id"]: item["item_vector"] for item in self._client.get(self._name, ids.tolist())}
+        return np.array([found[item] for item in ids.tolist()], dtype=np.float32)
+
+    def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
+        items = [{"item_id": item, "item_vector": vector} for item, vector in zip(ids.tolist(), vectors, strict=True)]
+        step = max(1, 2**22 // self.dim)  # 16 MB a request, well below the server's limit
+        for start in range(0, len(items), step):
+            self._client.upsert(self._name, items[start : start + step])
+
+    def _write(self, folder: Path) -> None:
+        self._client.flush(self._name)
+        self._client.close()
+        try:
+            shutil.copytree(self._folder.name, folder, dirs_exist_ok=True)
+        finally:
+            self._connect()
+            self._load()
+
+    def _read(self, files: Mapping[str, bytes]) -> None:
+        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
+        for name, content in files.items():
+            path = Path(self._folder.name, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        if not self._connect():
+            raise ValueError(f"no collection {self._name!r} at {self.options['uri']}; build_index(..., uri=) makes it")
+        self._load()
+
+    def close(self) -> None:
+        self._client.close()
+        self._folder.cleanup()
