@@ -12,6 +12,13 @@ from dssm_helpers import settings
 from dssm_helpers.settings import dataset_name, seeds, strict
 
 
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    """The suite itself runs with some of them."""
+    for name in ("DSSM_SEEDS", "DSSM_STRICT", "DSSM_DATASET"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.parametrize(("text", "expected"), [(None, [0, 1, 2]), ("", [0, 1, 2]), ("1", [0]), ("5", [0, 1, 2, 3, 4])])
 def test_number_of_seeds(monkeypatch, text, expected):
     if text is not None:
