@@ -1,4 +1,4 @@
-"""Take a run whose recall is low and name the likely cause (notebook 10, "My recall is low").
+"""Take a run whose recall is low and name the likely cause (notebook 11, "My recall is low").
 
 Every check measures something on the run itself and yields names of ``findings.toml``, which has the words to each,
 with what it measured. Causes come before their symptoms: a misaligned batch also gives a recall at chance, and it is
@@ -106,7 +106,7 @@ def diagnose(
     sample: int = 1000,
     seed: int = 0,
 ) -> Diagnosis:
-    """Look over a run and say what is likely wrong with it (notebook 10, "My recall is low").
+    """Look over a run and say what is likely wrong with it (notebook 11, "My recall is low").
 
     Only the model and the batches are needed; everything else lets more be looked at. The model is not changed.
 
