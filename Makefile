@@ -77,6 +77,7 @@ bench: $(READY)
 	$(PY) benchmarks/peers.py --only sasrec
 	$(PY) benchmarks/peers.py
 	$(PY) benchmarks/variants.py
+	$(PY) benchmarks/amount.py
 	$(PY) benchmarks/scaling.py
 	$(PY) benchmarks/out_of_core.py
 	$(PY) benchmarks/report.py

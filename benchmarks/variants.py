@@ -28,6 +28,7 @@ import torch
 
 from dssm_helpers.course.workspace import Workspace, code_digest
 from dssm_helpers.evaluation import TwoTowerScorer, evaluate, metrics, ndcg, paired_bootstrap, rank_targets, scoreboard
+from dssm_helpers.features import BatchBuilder
 from dssm_helpers.files import digest
 from dssm_helpers.model import DSSM
 from dssm_helpers.recipes import RECIPES, Recipe, build_model
@@ -209,13 +210,15 @@ def measure(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
         model = build_model(ws.data, recipe, member)
         if variant.change:
             variant.change(model)
-        rows, validate = split.train, lambda m: evaluate(m, ws.batches, split.validation)
+        # Seen movies are masked by a batch's history, so no variant gets a shorter one than the default.
+        batches = BatchBuilder(ws.data, max(ws.batches.max_history, recipe.max_history))
+        rows, validate = split.train, lambda m, b=batches: evaluate(m, b, split.validation)
         if variant.refit:  # as many epochs as before, nothing left to choose on
             rows, validate = np.sort(np.concatenate([split.train, split.validation])), None
-        trainer = Trainer(model, ws.batches, recipe.training)
+        trainer = Trainer(model, batches, recipe.training)
         try:
             trainer.fit(rows, validate, progress=False)
-            scorers.append(TwoTowerScorer(model, ws.batches))
+            scorers.append(TwoTowerScorer(model, batches))
         except Diverged:
             diverged = True
         seconds += trainer.train_seconds

@@ -14,7 +14,8 @@ __version__ = "2.0.0"
 
 MODULES = (
     "settings", "files", "vocabulary", "schema", "movielens", "data", "features", "model", "fast", "objectives",
-    "training", "recipes", "evaluation", "retrieval", "visualization", "onnx_export", "serving", "distributed",
+    "training", "recipes", "evaluation", "index", "milvus", "retrieval", "visualization", "onnx_export", "serving",
+    "distributed",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Features, pooling, batches and negative samplers (notebook 02)."""
+"""Features, pooling and batches (notebook 02), and negative samplers (notebook 04)."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ class BatchBuilder:
 
 
 class NegativeSampler:
-    """Draw items to play the negatives (notebook 02, "Where negatives come from").
+    """Draw items to play the negatives (notebook 04, "Drawn negatives").
 
     ``kind`` is one of :data:`SAMPLERS`, ``counts [I]`` the training counts; rows 0 and 1 are never drawn.
     """

@@ -36,7 +36,9 @@ class MilvusIndex(Index):
         uri, self._name = self.options["uri"] or f"{self._folder.name}/milvus.db", self.options["collection"]
         if "://" not in uri:
             library("milvus_lite", PACKAGES)
-        self._client = library("pymilvus", PACKAGES).MilvusClient(uri, token=self.options["token"])
+        seldom = {"grpc.keepalive_time_ms": 300_000}  # a server takes frequent pings for an attack, and logs it
+        client = library("pymilvus", PACKAGES).MilvusClient
+        self._client = client(uri, token=self.options["token"], grpc_options=seldom)
         if not self._client.has_collection(self._name):
             return False
         described = self._client.describe_collection(self._name)["fields"]

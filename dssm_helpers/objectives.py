@@ -86,7 +86,7 @@ def in_batch_loss(
     label_smoothing: float = 0.0,
     first: int = 0,
 ) -> Tensor:
-    """Softmax over the batch: row ``r``'s positive is column ``r`` (notebook 04, "In-batch softmax").
+    """Softmax over the batch: row ``r``'s positive is column ``r`` (notebook 04, "A batch is a list of candidates").
 
     Args:
         logits: ``[B, B]`` score of user ``r`` with the item of row ``c``; or ``[b, B]``, rows of a larger batch whose
@@ -159,7 +159,7 @@ OBJECTIVES = ("in_batch", *SAMPLED)
 
 
 def loss_at_chance(config: TrainingConfig, counts: np.ndarray) -> float:
-    """The loss of a model that scores everything alike: where an untrained model should start (notebook 04).
+    """The loss of a model that scores everything alike: where training starts (notebook 04, "The first loss").
 
     ln 2 for point- and pair-wise (point-wise, of scores that are all 0), ln(1 + n) list-wise, ln B in-batch. There logQ
     itself tells rare from popular items: s · log q subtracted adds s · Σ q ln q + ln Σ q^(1 - s), q being the items'

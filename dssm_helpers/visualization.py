@@ -170,7 +170,8 @@ def draw_towers(model: DSSM, ax: Axes | None = None) -> Axes:
             bars = ax.barh(np.full(len(dims), y), widths, 0.5, left, color=(colour, 0.25), edgecolor=colour)
             ax.bar_label(bars, dims, label_type="center", fontsize=9)
             for feature, middle in zip(features, left + widths / 2, strict=True) if y == 0 else ():
-                name = "\n".join([feature.name, *getattr(feature, "poolings", ())])
+                poolings = getattr(feature, "poolings", ())
+                name = "\n".join([feature.name, *(poolings if len(poolings) > 1 else ())])
                 ax.text(middle, -0.35, name, rotation=90, ha="center", va="top", fontsize=9, parse_math=False)
             end = (x, y + 0.75) if operation else (5 + (x - 5) * 0.4, top)
             ax.annotate("", end, (x, y + 0.25), arrowprops=arrow)

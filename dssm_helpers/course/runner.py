@@ -19,6 +19,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from PIL import Image
 
+from ..data import SPLITS
 from ..files import write_atomically
 from ..settings import DATASETS, artifacts_dir, data_dir, project_root
 from .exercises import for_nbgrader, solve
@@ -115,7 +116,8 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
     if in_place and not only and folder.exists():  # committed outputs and times are those of a fresh clone
         if data_dir().resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"the data folder {data_dir()} lies in {folder}, which is to be emptied; move it")
-        shutil.rmtree(folder)
+        for made in (folder, *(artifacts_dir(f"{dataset}-{split}") for split in SPLITS)):
+            shutil.rmtree(made, ignore_errors=True)
     chosen = [path for number, path in paths.items() if not only or number in only]
     target.mkdir(parents=True, exist_ok=True)
     print(f"Running {len(chosen)} notebooks on {dataset}", flush=True)

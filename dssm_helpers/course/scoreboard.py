@@ -45,7 +45,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     except ValueError as damage:
         error = str(damage)
     path.replace(f"{path}.damaged")
-    print(f"{path} is damaged ({error}); it is kept as results.json.damaged, and notebooks 05 to 10 measure again")
+    print(f"{path} is damaged ({error}); it is kept as results.json.damaged, and notebooks 05 to 12 measure again")
     return {}
 
 

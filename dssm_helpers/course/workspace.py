@@ -147,7 +147,7 @@ class Workspace:
 def code_digest() -> str:
     """SHA-256 of every module that decides what a trained model's figures are, and of torch's version."""
     package = Path(dssm_helpers.__file__).parent
-    modules = dssm_helpers.MODULES[: dssm_helpers.MODULES.index("retrieval")]
+    modules = dssm_helpers.MODULES[: dssm_helpers.MODULES.index("index")]
     found = hashlib.sha256(torch.__version__.encode())
     for path in (package / "__init__.py", *(package / f"{name}.py" for name in modules), Path(__file__)):
         found.update(path.read_bytes())

@@ -3,7 +3,7 @@
 A check prints ``✓`` or ``✗`` with a hint and returns whether it passed. With ``DSSM_STRICT=1`` (CI, where the
 solutions run) a failed check raises, so a wrong solution cannot look green.
 
-Each notebook has a module of its own for its checks, ``checks_NN.py``: functions with :func:`exercise` above them.
+Each notebook has a module here, ``notebook_NN.py``: functions with :func:`exercise` above them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from ..settings import strict
+from ...settings import strict
 
 
 class Hint(Exception):

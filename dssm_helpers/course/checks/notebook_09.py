@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..retrieval import ExactIndex, build_index
-from ..vocabulary import Vocabulary
-from .checks import Hint, exercise
+from ...retrieval import ExactIndex, build_index
+from ...vocabulary import Vocabulary
+from . import Hint, exercise
 
 
 def fan(ids: np.ndarray) -> ExactIndex:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .checks import Hint, exercise
+from . import Hint, exercise
 
 
 @exercise("Exercise 2: how much does a map keep?")

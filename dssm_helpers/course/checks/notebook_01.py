@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..data import EncodedData, encode
-from ..movielens import SCHEMA, synthetic
-from .checks import Hint, close, exercise
+from ...data import EncodedData, encode
+from ...movielens import SCHEMA, synthetic
+from . import Hint, close, exercise
 
 
 def one_moment(data: EncodedData, moment: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .checks import Hint, exercise
+from . import Hint, exercise
 
 
 @exercise("Exercise 2: an interval for both kinds of luck")

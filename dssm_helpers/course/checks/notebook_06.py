@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .checks import Hint, close, exercise
+from . import Hint, close, exercise
 
 Arrays = list[np.ndarray]
 

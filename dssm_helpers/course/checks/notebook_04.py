@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .checks import exercise
+from . import exercise
 
 
 @exercise("Exercise 2: a corrected list-wise loss")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..features import SequenceFeature, SparseFeature
-from ..model import DSSM, Tower
-from .checks import Hint, close, exercise
+from ...features import SequenceFeature, SparseFeature
+from ...model import DSSM, Tower
+from . import Hint, close, exercise
 
 Batch = dict[str, np.ndarray]
 

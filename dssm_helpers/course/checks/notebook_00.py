@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .checks import exercise
+from . import exercise
 
 
 @exercise("Exercise 2: is it personal?")

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..features import Batch, BatchBuilder
-from ..model import DSSM
-from ..objectives import TrainingConfig
-from ..recipes import RECIPES, build_model
-from ..training import Trainer
-from .checks import exercise
-from .workspace import Workspace
+from ...features import Batch, BatchBuilder
+from ...model import DSSM
+from ...objectives import TrainingConfig
+from ...recipes import RECIPES, build_model
+from ...training import Trainer
+from ..workspace import Workspace
+from . import exercise
 
 
 class _FromAColleague(BatchBuilder):

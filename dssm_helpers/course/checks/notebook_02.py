@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from .checks import Hint, close, exercise
-from .checks_01 import small_data
+from . import Hint, close, exercise
+from .notebook_01 import small_data
 
 
 def _small_histories() -> tuple[torch.Tensor, torch.Tensor]:
