@@ -44,9 +44,10 @@ class Drawing:
 
     svg: str = field(repr=False)
     files: dict[str, Path]
+    alt: str = "a drawn network"
 
-    def _repr_svg_(self) -> str:
-        return self.svg
+    def _repr_svg_(self) -> tuple[str, dict[str, str]]:
+        return self.svg, {"alt": self.alt}
 
 
 def find_renderer() -> Path:
@@ -97,7 +98,8 @@ def visualize_model(
             with write_atomically(files[kind]) as temporary:
                 temporary.write_bytes(pictures[kind])
     svg = pictures["svg"].decode().partition("<svg ")[2]
-    return Drawing(f'<svg style="max-width:100%;height:auto" {svg}', files)
+    alt = f"{type(model).__name__} with {', '.join(batch)} as its inputs, opened {depth} deep, from inputs to output"
+    return Drawing(f'<svg style="max-width:100%;height:auto" {svg}', files, alt)
 
 
 def _trace(model: nn.Module, batch: Batch, name: str, depth: int) -> str:
