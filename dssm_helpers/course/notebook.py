@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from IPython.display import Image, Markdown, display
 
 from ..settings import project_root
+from ..visualization import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, RED, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+BLUE, ORANGE, GREEN, RED, PINK, SKY = COLOURS
 GREY = "#777777"
-"""Okabe and Ito's colours, which colour-blind readers can tell apart."""
 
 SCREEN_DPI = 80  # pixels of the page per inch of a figure
 SHARPNESS = 2  # pixels of the picture per pixel of the page
