@@ -56,8 +56,13 @@ def exercise(title: str, tolerance: float = 1e-5) -> Callable[[Callable], Callab
             print(f"✓ {title}" if problem is None else f"{'○' if unanswered else '✗'} {title}: {problem}")
             if problem is not None and not unanswered and strict():
                 raise AssertionError(f"{title}: {problem}")
+            if problem is None and not strict():  # there the solutions run, which nobody has written just now
+                from ..progress import record  # which lists the modules of this package
+
+                record(report)
             return Verdict(problem is None)
 
+        report.exercise = title
         return report
 
     return decorate
