@@ -1,0 +1,57 @@
+"""The optional packages of a notebook, where the course came as a wheel (Colab, a classroom's server)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ..settings import project_root, strict
+
+
+def missing(*extras: str) -> list[str]:
+    """Requirements of these extras (as in ``pyproject.toml``) of which no version is installed."""
+    found = []
+    for requirement in importlib.metadata.requires("dssm-helpers") or []:
+        wanted, _, marker = requirement.partition(";")
+        if any(f'"{extra}"' in marker for extra in extras) and _name(wanted) not in _installed():
+            found.append(wanted.strip())
+    return found
+
+
+def needs(*extras: str) -> None:
+    """Install what is missing of these extras. In a clone ``make`` has done it, and nothing happens here.
+
+    Whatever the machine brought keeps its version, torch and pandas above all: pip looks for versions that fit it.
+    Where that fails, the notebook goes on and says at each part what it lacks; with ``DSSM_STRICT=1`` it stops.
+    """
+    if (project_root() / "pyproject.toml").exists() or not (wanted := missing(*extras)):
+        return
+    print(f"Installing {', '.join(map(_name, wanted))}, once …", flush=True)
+    # Annoy's own flags contain -ffast-math, with which clang builds return wrong neighbours.
+    flags = {"ANNOY_COMPILER_ARGS": "-O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUILD"}
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder, "kept.txt")
+        kept.write_text("".join(f"{name}=={version}\n" for name, version in _installed().items()), encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+        done = subprocess.run([*command, "-c", str(kept)], capture_output=True, text=True, env={**flags, **os.environ})
+    importlib.invalidate_caches()
+    if done.returncode:
+        problem = f"could not install them: {(done.stderr.strip().splitlines() or ['pip said nothing'])[-1]}"
+        if strict():
+            raise RuntimeError(problem)
+        print(problem)
+
+
+def _installed() -> dict[str, str]:
+    return {_name(found.name): found.version for found in importlib.metadata.distributions() if found.name}
+
+
+def _name(requirement: str) -> str:
+    """``"Faiss_CPU>=1.8"`` → ``"faiss-cpu"``."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
