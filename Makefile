@@ -62,7 +62,7 @@ test: $(READY) solved
 	DSSM_SEEDS=$${DSSM_SEEDS:-1} DSSM_STRICT=1 $(PY) -m pytest --nbmake --nbmake-timeout=900 tests artifacts/solved
 
 lab: $(READY)
-	@$(PY) -m jupyter lab notebooks/00_overview.ipynb
+	@$(PY) -m jupyter lab notebooks/00_overview.ipynb $(FLAGS)
 
 notebooks: $(READY)
 	@$(PY) -m dssm_helpers.course notebooks
