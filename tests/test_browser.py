@@ -113,7 +113,10 @@ def open_and_run(page, address: str, name: str) -> nbformat.NotebookNode:
 
     def finished() -> bool:  # what is on the page tells nothing of folded cells, so the saved file is asked
         choose(page, "File", "docmanager:save")
-        code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        try:
+            code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        except nbformat.reader.NotJSONError:  # it is being written
+            return False
         failed = any(output.output_type == "error" for c in code for output in c.outputs)
         return failed or all(c.execution_count for c in code)
 

@@ -1,0 +1,55 @@
+"""The book: a static site of the open notebooks, readable without a network (``make book``).
+
+jupyter-book needs older versions than JupyterLab, so it lives in an environment of its own, made on first use.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from .runner import NOTEBOOKS, ROOT, notebook_paths
+
+ENVIRONMENT = ROOT / "artifacts" / "book-environment"
+SOURCE = ROOT / "book"  # settings and requirements
+
+
+def environment() -> Path:
+    """The interpreter that has jupyter-book."""
+    python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    ready, wanted = ENVIRONMENT / ".ready", (SOURCE / "requirements.txt").read_text(encoding="utf-8")
+    if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
+        print("Installing jupyter-book into an environment of its own, once: about 260 MB …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "-r", str(SOURCE / "requirements.txt")], check=True)
+        ready.write_text(wanted, encoding="utf-8")
+    return python
+
+
+def build_book(target: Path = ROOT / "artifacts" / "book") -> Path:
+    """Build the site; the folder with its ``index.html``.
+
+    Raises:
+        RuntimeError: jupyter-book failed, or warned, as of a link to nowhere; the message holds its last lines.
+    """
+    python = environment()
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(NOTEBOOKS / "images", target / "images")
+    shutil.copy(NOTEBOOKS / "glossary.md", target)
+    for name in ("_config.yml", "anchors.py"):
+        shutil.copy(SOURCE / name, target)
+    paths = notebook_paths()
+    for path in paths:
+        shutil.copy(path, target)
+    chapters = "".join(f"  - file: {name}\n" for name in [*(path.stem for path in paths[1:]), "glossary"])
+    toc = f"format: jb-book\nroot: {paths[0].stem}\nchapters:\n{chapters}"
+    (target / "_toc.yml").write_text(toc, encoding="utf-8")
+    command = [str(python.parent / "jupyter-book"), "build", "--warningiserror", "--keep-going", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        raise RuntimeError(f"jupyter-book did not build the site:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return target / "_build" / "html"
