@@ -18,7 +18,8 @@ export OMP_WAIT_POLICY
 ANNOY_COMPILER_ARGS ?= -O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUILD
 export ANNOY_COMPILER_ARGS
 
-.PHONY: help run test lab notebooks solved nbgrader bench lint clean
+.PHONY: help run test lab notebooks solved nbgrader book wheel check-machine offline-kit publish colab-check \
+	release-check bench lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +31,12 @@ help:
 	@echo '                refresh the README'
 	@echo 'make solved     copies of the notebooks with the solutions filled in, in artifacts/solved/'
 	@echo 'make nbgrader   a source tree for nbgrader, in artifacts/nbgrader/'
+	@echo 'make book       a static site of the notebooks, in artifacts/book/'
+	@echo 'make wheel      the course as a wheel for Colab or a server, in dist/'
+	@echo 'make check-machine   what is here, what is missing, how long each notebook will take on this machine'
+	@echo 'make offline-kit     wheels, notebooks and data to install without a network, in artifacts/offline-kit/'
+	@echo 'make publish REPO=owner/name   write the address of the published course everywhere (REPO= takes it out)'
+	@echo 'make release-check   what takes too long for every day: each notebook alone as on Colab, the offline kit'
 	@echo 'make bench      every benchmark against its peers: about two hours; tables in benchmarks/RESULTS.md'
 	@echo 'make lint       ruff over code and notebooks'
 	@echo 'make clean      remove .venv and artifacts (data/ stays; remove it by hand)'
@@ -62,13 +69,23 @@ test: $(READY) solved
 	DSSM_SEEDS=$${DSSM_SEEDS:-1} DSSM_STRICT=1 $(PY) -m pytest --nbmake --nbmake-timeout=900 tests artifacts/solved
 
 lab: $(READY)
-	@$(PY) -m jupyter lab notebooks/00_overview.ipynb $(FLAGS)
+	@$(PY) -m jupyter lab notebooks/00_overview.ipynb --LabApp.news_url=None $(FLAGS)
 
 notebooks: $(READY)
 	@$(PY) -m dssm_helpers.course notebooks
 
-solved nbgrader: $(READY)
+solved nbgrader book wheel check-machine offline-kit: $(READY)
 	@$(PY) -m dssm_helpers.course $@
+
+publish: $(READY)
+	@$(PY) -m dssm_helpers.course publish $(REPO)
+
+# Each notebook in an environment of its own; about an hour.
+release-check: $(READY)
+	DSSM_STRICT=1 DSSM_COLAB_ALONE=1 $(PY) -m pytest -m "release or colab" tests
+
+colab-check: $(READY)
+	DSSM_COLAB_ALONE=1 $(PY) -m pytest -m colab tests
 
 # What is done is kept in artifacts/benchmarks/ and artifacts/<dataset>/variants/: an interrupted run goes on from there;
 # remove them to measure anew.

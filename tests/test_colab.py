@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from conftest import ROOT, notebook_paths
 
-from dssm_helpers.course.runner import build_wheel
+from dssm_helpers.course.kit import build_wheel
 from dssm_helpers.settings import data_dir
 
 # As Colab had them in 2025; torch is the pinned one, so that no second build of it has to be fetched.

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from dssm_helpers.course import runner
+from dssm_helpers.course import commands
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -37,7 +37,7 @@ def test_container_and_binder_use_the_same_pins():
 def test_a_report_of_a_fault_brings_the_environment_check(capsys):
     body = {part.get("id"): part["attributes"] for part in load(".github/ISSUE_TEMPLATE/bug.yml")["body"]}
     assert "python -m dssm_helpers.course environment" in body["environment"]["description"]
-    assert runner.main(["environment"]) == 0
+    assert commands.main(["environment"]) == 0
     assert "| Python |" in capsys.readouterr().out
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from dssm_helpers.course import runner
+from dssm_helpers.course import commands, runner
 from dssm_helpers.course.scoreboard import read_results, write_results
 
 
@@ -187,7 +187,7 @@ def test_the_solved_and_the_graded_course_lie_where_their_notebooks_find_the_pac
     nbformat.write(node, course_folder / "00_first.ipynb")
     (tmp_path / "dssm_helpers").symlink_to(ROOT / "dssm_helpers")
     monkeypatch.setattr(runner, "ROOT", tmp_path)
-    assert runner.main([kind]) == 0
+    assert commands.main([kind]) == 0
     (path,) = (tmp_path / "artifacts" / kind).rglob("00_first.ipynb")
     executed, _, error = runner.execute(path, "synthetic")
     assert error is None
@@ -217,6 +217,6 @@ def test_running_time_is_written_into_the_title_cell():
 
 def test_command_line_help_and_bad_names(capsys):
     with pytest.raises(SystemExit) as ended:
-        runner.main(["run", "--dataset", "netflix"])
+        commands.main(["run", "--dataset", "netflix"])
     assert ended.value.code == 2
     assert "ml-100k" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import Image, Markdown, display
@@ -45,10 +46,10 @@ def _text(value: Any) -> str:
 
 
 def stored(name: str, command: str) -> dict[str, Any] | None:
-    """A result file of ``benchmarks/``, or ``None`` where there is none, with the ``command`` that makes it."""
-    path = project_root() / "benchmarks" / name
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    """A result file of ``benchmarks/`` (in a wheel it lies beside this module), or ``None`` and how to make it."""
+    for folder in (project_root() / "benchmarks", Path(__file__).parent / "stored"):
+        if (folder / name).exists():
+            return json.loads((folder / name).read_text(encoding="utf-8"))
     print(f"benchmarks/{name} is not here. In a clone of the course, this makes it: {command}")
     return None
 

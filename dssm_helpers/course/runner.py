@@ -1,8 +1,7 @@
-"""Run, clean and publish the notebooks: ``python -m dssm_helpers.course --help``. The Makefile calls this."""
+"""Run and clean the notebooks, refill the README from their figures, build the solved and the graded course."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import io
@@ -21,7 +20,7 @@ from PIL import Image
 
 from ..data import SPLITS
 from ..files import write_atomically
-from ..settings import DATASETS, artifacts_dir, data_dir, project_root
+from ..settings import artifacts_dir, data_dir, project_root
 from .exercises import for_nbgrader, solve
 from .scoreboard import draw_scoreboard, plain_scoreboard, read_results, scoreboard_markdown, write_results
 
@@ -36,17 +35,34 @@ def notebook_paths() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
+# What the kernel took at most, in KiB on Linux and in bytes on macOS; Windows has no such module.
+GAUGE = """
+import importlib.util, sys
+if importlib.util.find_spec("resource"):
+    import resource
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "linux" else 2**20))
+"""
+
+
 def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str | None]:
-    """Run one notebook in its own kernel: the executed copy, the seconds, and the error if there was one."""
+    """Run one notebook in its own kernel: the executed copy, the seconds, and the error if there was one.
+
+    The copy's metadata says how many MiB the kernel took.
+    """
     notebook = nbformat.read(path, as_version=4)
     os.environ["DSSM_DATASET"] = dataset
+    if sys.platform == "win32":  # zmq needs a selector loop
+        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     # A kernel on this machine warns that its connection to this machine is not encrypted; only errors matter here.
     quiet, folder = ["--IPKernelApp.log_level=ERROR"], {"metadata": {"path": str(path.parent)}}
-    started, error = time.perf_counter(), None
+    started, error, gauge = time.perf_counter(), None, nbformat.v4.new_code_cell(GAUGE)
+    notebook.cells.append(gauge)
     try:
         NotebookClient(notebook, timeout=1800, resources=folder, extra_arguments=quiet).execute()
     except (CellExecutionError, CellTimeoutError) as failure:
         error = str(failure)
+    notebook.cells.pop()
+    notebook.metadata["mib"] = float(gauge.outputs[0].text) if gauge.get("outputs") else None
     return notebook, time.perf_counter() - started, error
 
 
@@ -121,10 +137,11 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
     chosen = [path for number, path in paths.items() if not only or number in only]
     target.mkdir(parents=True, exist_ok=True)
     print(f"Running {len(chosen)} notebooks on {dataset}", flush=True)
-    failed, seconds = [], {}
+    failed, seconds, memory = [], {}, {}
     for number, path in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {path.stem:<34}", end="", flush=True)
         notebook, seconds[path.stem], error = execute(path, dataset)
+        memory[path.stem] = notebook.metadata["mib"]
         if error is None or not in_place:
             with write_atomically(target / path.name) as temporary:
                 nbformat.write(stamp_running_time(clean(notebook), seconds[path.stem]), temporary)
@@ -133,7 +150,8 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
             failed.append(path.stem)
             print(re.sub(r"\x1b\[[0-9;]*m", "", error), file=sys.stderr)
     if results := read_results(folder):
-        results["notebook_seconds"] = {**results.get("notebook_seconds", {}), **seconds}
+        for name, measured in (("notebook_seconds", seconds), ("notebook_mib", memory)):
+            results[name] = {**results.get(name, {}), **measured}
         write_results(folder, results)
         print(f"\n{plain_scoreboard(results)}")
     if failed:
@@ -146,13 +164,13 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
 
 
 def map_markdown(results: dict) -> str:
-    """The table of notebooks with measured times, for the README."""
-    lines = ["| notebook | after it you can | runs in |", "|---|---|---:|"]
+    """The table of notebooks with measured times and memory, for the README."""
+    lines = ["| notebook | after it you can | runs in | memory |", "|---|---|---:|---:|"]
     for path in notebook_paths():
         title, promise = _title_and_promise(path)
-        seconds = results.get("notebook_seconds", {}).get(path.stem)
-        took = f"{seconds:.0f} s" if seconds else "–"
-        lines.append(f"| [{path.stem[:2]} {title}](notebooks/{path.name}) | {promise} | {took} |")
+        seconds, mib = (results.get(name, {}).get(path.stem) for name in ("notebook_seconds", "notebook_mib"))
+        took, used = f"{seconds:.0f} s" if seconds else "–", f"{mib / 1024:.1f} GiB" if mib else "–"
+        lines.append(f"| [{path.stem[:2]} {title}](notebooks/{path.name}) | {promise} | {took} | {used} |")
     return "\n".join(lines)
 
 
@@ -200,7 +218,7 @@ def render_readme(text: str, results: dict) -> str:
     return fill_block(text, "deployment", deployment_markdown(results))
 
 
-def publish() -> None:
+def refresh_readme() -> None:
     """Copy the fresh figures beside the notebooks, redraw the README's picture and refill its tables."""
     shutil.copyfile(artifacts_dir("ml-100k") / "results.json", PUBLISHED)
     results = json.loads(PUBLISHED.read_text(encoding="utf-8"))
@@ -227,30 +245,3 @@ def build(kind: str) -> int:
         (target / "nbgrader_config.py").write_text("c = get_config()\nc.CourseDirectory.course_id = 'dssm'\n")
     print(f"{len(notebook_paths())} notebooks in {target}")
     return 0
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dssm_helpers.course", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("run", "execute copies of the notebooks"),
-        ("notebooks", "execute in place from empty artifacts, refresh README"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("--only", nargs="*", metavar="NN", help="two-digit numbers, for example 00 04")
-        if name == "run":
-            command.add_argument("--dataset", choices=DATASETS, default="ml-100k")
-    commands.add_parser("solved", help="copies with the solutions filled in, in artifacts/solved/")
-    commands.add_parser("nbgrader", help="a source tree for nbgrader, in artifacts/nbgrader/")
-    commands.add_parser("readme", help="refill the README's generated parts from the last results")
-    options = parser.parse_args(arguments)
-    if sys.platform == "win32":  # zmq needs a selector loop
-        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
-    if options.command == "run":
-        return run(options.dataset, only=options.only)
-    if options.command in ("solved", "nbgrader"):
-        return build(options.command)
-    status = run("ml-100k", in_place=True, only=options.only) if options.command == "notebooks" else 0
-    if status == 0 and not getattr(options, "only", None):  # a part of the notebooks measures a part of the figures
-        publish()
-    return status
