@@ -174,6 +174,20 @@ def map_markdown(results: dict) -> str:
     return "\n".join(lines)
 
 
+def times_markdown(results: dict) -> str:
+    """How long each notebook takes to read (its own word for it) and to run, for the instructor."""
+    lines = ["| notebook | reading, minutes | running, seconds | exercises |", "|---|---:|---:|---:|"]
+    for path in notebook_paths():
+        cells = nbformat.read(path, as_version=4).cells
+        reading = re.search(r"\*\*Reading:\*\* (\d+)", cells[0].source)[1]
+        seconds = results.get("notebook_seconds", {}).get(path.stem)
+        exercises = sum(len(re.findall(r"^#+ Exercise", cell.source, re.M)) for cell in cells)
+        lines.append(
+            f"| {path.stem[:2]} {_title_and_promise(path)[0]} | {reading} | {seconds or 0:.0f} | {exercises} |"
+        )
+    return "\n".join(lines)
+
+
 def deployment_markdown(results: dict) -> str:
     """What notebooks 06, 08 and 09 measured about getting the model into service, for the README."""
     retrieval, onnx, serving = (results[name] for name in ("retrieval", "onnx", "serving"))
@@ -218,15 +232,20 @@ def render_readme(text: str, results: dict) -> str:
     return fill_block(text, "deployment", deployment_markdown(results))
 
 
+def render_times(text: str, results: dict) -> str:
+    """Fill the instructor's table of times."""
+    return fill_block(text, "times", times_markdown(results))
+
+
 def refresh_readme() -> None:
     """Copy the fresh figures beside the notebooks, redraw the README's picture and refill its tables."""
     shutil.copyfile(artifacts_dir("ml-100k") / "results.json", PUBLISHED)
     results = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     draw_scoreboard(results, NOTEBOOKS / "images" / "scoreboard.png")
-    readme = ROOT / "README.md"
-    text = render_readme(readme.read_text(encoding="utf-8"), results)
-    with write_atomically(readme) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    for path, render in ((ROOT / "README.md", render_readme), (ROOT / "docs" / "instructor.md", render_times)):
+        text = render(path.read_text(encoding="utf-8"), results)
+        with write_atomically(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def build(kind: str) -> int:
