@@ -47,7 +47,7 @@ $(READY): requirements.txt requirements-annoy-wheel.txt pyproject.toml
 	  exit 1; fi
 	@if [ ! -x $(PY) ] || ! $(PY) -c '$(SUITABLE)' 2>/dev/null; then rm -rf $(VENV); $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo 'Python has no venv module here. Debian/Ubuntu: sudo apt install python3-venv, then run make again'; exit 1; }; fi
-	@echo 'Installing the pinned requirements into $(VENV): a minute or a few, about 2 GB, once.'
+	@echo 'Installing the pinned requirements into $(VENV): a minute or a few, once; about 2 GB, or 6 GB where pip takes a CUDA build of torch.'
 	@grep -v '^annoy==' requirements.txt > $(VENV)/requirements.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r $(VENV)/requirements.txt
 	@$(PY) -m pip uninstall --quiet --yes annoy-mm 2>/dev/null || true
