@@ -22,6 +22,7 @@ from PIL import Image
 from ..data import SPLITS
 from ..files import write_atomically
 from ..settings import DATASETS, artifacts_dir, data_dir, project_root
+from . import own
 from .exercises import for_nbgrader, solve
 from .scoreboard import draw_scoreboard, plain_scoreboard, read_results, scoreboard_markdown, write_results
 
@@ -243,7 +244,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("solved", help="copies with the solutions filled in, in artifacts/solved/")
     commands.add_parser("nbgrader", help="a source tree for nbgrader, in artifacts/nbgrader/")
     commands.add_parser("readme", help="refill the README's generated parts from the last results")
+    own.add_arguments(commands.add_parser("own", help="from files of your own to a served recommender"))
     options = parser.parse_args(arguments)
+    if options.command == "own":
+        return own.main(options)
     if sys.platform == "win32":  # zmq needs a selector loop
         asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     if options.command == "run":
