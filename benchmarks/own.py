@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,12 +28,11 @@ ROWS, USERS, ITEMS, STEPS = 10_000_000, 500_000, 50_000, 200
 
 def generated(folder: Path) -> list[Path]:
     """Ten files of a log with popular and rare items, times in seconds, written piece by piece."""
-    paths, rng = [], np.random.default_rng(0)
-    for part in range(10):
-        n, paths = ROWS // 10, [*paths, folder / f"part-{part}.csv"]
+    paths, rng, n = [folder / f"part-{part}.csv" for part in range(10)], np.random.default_rng(0), ROWS // 10
+    for path in paths:
         item = (ITEMS * rng.random(n) ** 3).astype(int)
         table = {"who": rng.integers(0, USERS, n), "what": item, "when": 1_600_000_000 + rng.integers(0, 10**8, n)}
-        pd.DataFrame(table).to_csv(paths[-1], index=False)
+        pd.DataFrame(table).to_csv(path, index=False)
     return paths
 
 
@@ -56,7 +54,7 @@ def main() -> None:
     train = timed("split", lambda: split_by_time(data).train)[: STEPS * 512]
     trainer = Trainer(build_model(data), BatchBuilder(data), TrainingConfig(epochs=1))
     timed(f"train, {STEPS} steps of 512", lambda: trainer.fit(train, progress=False))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
     found = {"rows": ROWS, "users": data.n_users - 2, "items": data.n_items - 2, "rows after mending": len(data)}
     with write_atomically(Path(__file__).with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps({**found, "seconds": seconds, "peak_gib": round(peak, 2)}, indent=1) + "\n")

@@ -12,12 +12,6 @@ import pandas as pd
 
 from .schema import Column, Schema
 
-LEVELS = {
-    "stops": "encode refuses it",
-    "harms": "it would train, with wrong figures",
-    "choose": "either may be right: you decide",
-    "know": "nothing to mend; it says what to expect, or how to split",
-}
 SESSION = 1800  # seconds of silence after which a new session begins
 MILLISECONDS = 10**11  # as seconds, this is the year 5138
 
@@ -64,8 +58,9 @@ def describe_interactions(frame: pd.DataFrame, schema: Schema, now: float | None
         schema: names the user, item and time columns. now: seconds since 1970; what is later counts as future.
 
     Returns:
-        A row per check: ``found`` (how many), ``of`` (what was counted), ``level`` (a key of :data:`LEVELS`),
-        ``what it does``, and ``mend``: a line of pandas about ``frame``. Where nothing was found the last three are "".
+        A row per check: ``found`` (how many), ``of`` (what was counted), ``level`` (``stops``: ``encode`` refuses it;
+        ``harms``: it would train, with wrong figures; ``choose``: you decide; ``know``: what to expect), ``what it
+        does``, and ``mend``: a line of pandas about ``frame``. Where nothing was found the last three are "".
 
     Raises:
         ValueError: a column that is not there (those that are get listed), or no rows.
