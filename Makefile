@@ -97,6 +97,7 @@ bench: $(READY)
 	$(PY) benchmarks/amount.py
 	$(PY) benchmarks/scaling.py
 	$(PY) benchmarks/out_of_core.py
+	$(PY) benchmarks/own.py
 	$(PY) benchmarks/report.py
 
 lint: $(READY)

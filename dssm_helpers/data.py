@@ -126,7 +126,8 @@ def encode(
             tables[side][column.name] = _placed(index, encoded, len(vocabulary))
             fitted.append(column)
     titles = frame[title].astype(str).iloc[np.argsort(index)]  # of the items, which come last
-    _refuse_duplicates("interactions", interactions, [schema.user, schema.item])
+    again = [schema.time] if schema.repeats else []
+    _refuse_duplicates("interactions", interactions, [schema.user, schema.item, *again])
     order = np.lexsort((time.to_numpy(), rows["user"]))  # stable: equal times keep their original order
     user = rows["user"][order]
     return EncodedData(

@@ -1,6 +1,7 @@
 """Full-catalogue ranking, metrics, baselines, comparisons (notebook 05).
 
-One protocol everywhere: the target is ranked among *all* items minus those the user had earlier; ties count half.
+One protocol everywhere: the target is ranked among *all* items minus those the user had earlier (which stay where the
+data's schema says ``repeats``); ties count half.
 The baselines' defaults are what notebook 05 finds best on ml-100k's validation.
 Why not a sample of candidates: W. Krichene and S. Rendle, "On Sampled Metrics for Item Recommendation", KDD 2020.
 """
@@ -36,8 +37,10 @@ def seen_before(data: EncodedData, positions: np.ndarray) -> tuple[np.ndarray, n
     return rows, data.item[np.concatenate(places)].astype(np.int64)
 
 
-def candidate_scores(scorer: Scorer, data: EncodedData, positions: np.ndarray, *, remove_seen: bool = True) -> Tensor:
-    """Scores ``[B, I]`` with everything that is not a candidate at minus infinity."""
+def candidate_scores(
+    scorer: Scorer, data: EncodedData, positions: np.ndarray, *, remove_seen: bool | None = None
+) -> Tensor:
+    """Scores ``[B, I]``, minus infinity where nothing is a candidate; ``remove_seen``: as the schema says, or not."""
     scores = torch.as_tensor(scorer(positions), dtype=torch.float32).clone()
     expected = (len(positions), data.n_items)
     if tuple(scores.shape) != expected:
@@ -46,14 +49,14 @@ def candidate_scores(scorer: Scorer, data: EncodedData, positions: np.ndarray, *
         raise ValueError("the scorer returned NaN; a diverged training run would rank everything first")
     scores.clamp_(min=torch.finfo(scores.dtype).min)  # a candidate scored minus infinity stays a candidate
     scores[:, :FIRST] = -torch.inf
-    if remove_seen:
+    if not data.schema.repeats if remove_seen is None else remove_seen:
         rows, items = seen_before(data, positions)
         scores[rows, items] = -torch.inf
     return scores
 
 
 def rank_targets(
-    scorer: Scorer, data: EncodedData, positions: np.ndarray, *, batch_size: int = 1024, remove_seen: bool = True
+    scorer: Scorer, data: EncodedData, positions: np.ndarray, *, batch_size: int = 1024, remove_seen: bool | None = None
 ) -> np.ndarray:
     """Rank of each target among all candidates, ``[n]`` float64; 1 is best and ties count half.
 
@@ -94,7 +97,7 @@ def chance_level(n_candidates: float, ks: Sequence[int] = KS) -> dict[str, float
 
 
 def top_k(
-    scorer: Scorer, data: EncodedData, positions: np.ndarray, k: int = 10, *, remove_seen: bool = True
+    scorer: Scorer, data: EncodedData, positions: np.ndarray, k: int = 10, *, remove_seen: bool | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best ``k`` candidates for each position: ``(items [B, k], scores [B, k])``, best first.
 
@@ -209,7 +212,9 @@ def _histories(data: EncodedData, positions: np.ndarray) -> sparse.csr_matrix:
 
 
 def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
-    return sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
+    matrix = sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
+    matrix.data[:] = 1  # where a user had an item twice, they were added up
+    return matrix
 
 
 def evaluate(model: DSSM, batches: BatchBuilder, positions: np.ndarray) -> dict[str, float]:

@@ -87,6 +87,7 @@ class Schema:
         user, item, time: columns of the interactions; ``user`` and ``item`` are also the keys of the two other tables.
         title: column of the items with a name to show; without it an item is shown by its id.
         columns: of both sides, in the order in which the towers see them.
+        repeats: a user may have an item again, so that what was had stays a candidate, in evaluation and in serving.
     """
 
     user: str = "user_id"
@@ -94,6 +95,7 @@ class Schema:
     time: str = "timestamp"
     title: str | None = None
     columns: tuple[Column, ...] = ()
+    repeats: bool = False
 
     def of(self, side: str) -> tuple[Column, ...]:
         return tuple(column for column in self.columns if column.side == side)

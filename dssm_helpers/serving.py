@@ -236,7 +236,8 @@ class Recommender:
         else:
             basis = "demographics" if any((index > UNKNOWN).any() for index in given.values()) else "popularity"
         ignored += [f"item {_quoted.repr(item)}" for item in dict.fromkeys(items) if item not in self.titles]
-        return Request(batch, seen, basis, tuple(ignored))
+        excluded = set() if self.fields["schema"].get("repeats") else seen
+        return Request(batch, excluded, basis, tuple(ignored))
 
     def _encode_columns(self, side: str, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
         """The given columns as indices ``[1]``, or ``[1, G]`` of a list, and values the vocabularies do not have."""
@@ -293,8 +294,8 @@ class Recommender:
             user: a raw user id, or a dict of any of ``user_id`` and the users' columns. Columns of a known user id are
                 filled in. What is missing or was never seen in training is "unknown"; a user about whom nothing is
                 known gets the most popular items.
-            history: raw item ids or titles, **oldest first**. The latest decide the vector, all are excluded. The
-                server stores no interactions: what is not given did not happen.
+            history: raw item ids or titles, **oldest first**. The latest decide the vector, all are excluded (where the
+                schema says ``repeats``, none). The server stores no interactions: what is not given did not happen.
 
         Raises:
             ValueError: a title that does not exist (close ones are listed), an unknown field, a value of the wrong

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from ..settings import DATASETS
-from . import book, kit, machine, runner
+from . import book, kit, machine, own, runner
 from .environment import check_environment
 from .progress import progress
 from .publish import publish
@@ -41,6 +41,11 @@ def solved(_: Options) -> int:
 def nbgrader(_: Options) -> int:
     """a source tree for nbgrader, in artifacts/nbgrader/"""
     return runner.build("nbgrader")
+
+
+def own_data(options: Options) -> int:
+    """from files of your own to a served recommender"""
+    return own.main(options)
 
 
 def wheel(_: Options) -> None:
@@ -85,6 +90,7 @@ COMMANDS: dict[str, Callable[[Options], int | None]] = {
     "readme": readme,
     "solved": solved,
     "nbgrader": nbgrader,
+    "own": own_data,
     "wheel": wheel,
     "offline-kit": offline_kit,
     "book": build_book,
@@ -103,6 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("run", "notebooks"):
         parsers[name].add_argument("--only", nargs="*", metavar="NN", help="two-digit numbers, for example 00 04")
     parsers["run"].add_argument("--dataset", choices=DATASETS, default="ml-100k")
+    own.add_arguments(parsers["own"])
     parsers["publish"].add_argument("repo", metavar="OWNER/NAME", nargs="?", default="")
     options = parser.parse_args(arguments)
     return COMMANDS[options.command](options) or 0
