@@ -11,7 +11,7 @@ import pytest
 
 from dssm_helpers import recipes
 from dssm_helpers.course import own
-from dssm_helpers.course.runner import main
+from dssm_helpers.course.commands import main
 from dssm_helpers.data import encode, split_by_time
 from dssm_helpers.evaluation import Popularity, interaction_matrix, rank_targets
 from dssm_helpers.movielens import MovieLens
