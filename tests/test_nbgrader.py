@@ -68,14 +68,17 @@ def test_an_assignment_is_generated_marked_and_answered(environment, tmp_path, m
     assert "YOUR CODE HERE" in text
     assert "BEGIN SOLUTION" not in text
 
-    handed_in = {"empty": nbformat.read(released, as_version=4)}
-    answered = nbformat.read(released, as_version=4)
+    handed_in = {student: nbformat.read(released, as_version=4) for student in ("empty", "wrong", "right")}
+    answered, mistaken = handed_in["right"], handed_in["wrong"]
+    for cell in mistaken.cells:
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.source = cell.source.replace("raise NotImplementedError()", "return 0.0")
+            assert "return 0.0" in cell.source
     solutions = iter(c.source for c in solve(nbformat.read(runner.NOTEBOOKS / released.name, as_version=4)).cells
                      if c.cell_type == "code" and "def rank_loss" in c.source)  # fmt: skip
     for cell in answered.cells:
         if cell.metadata.get("nbgrader", {}).get("solution"):
             cell.source = next(solutions)
-    handed_in["right"] = answered
     for student, notebook in handed_in.items():
         path = folder / "submitted" / student / ASSIGNMENT / released.name
         path.parent.mkdir(parents=True)
@@ -86,5 +89,5 @@ def test_an_assignment_is_generated_marked_and_answered(environment, tmp_path, m
     with (folder / "grades.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["assignment"] == ASSIGNMENT]
         marks = {row["student_id"]: (float(row["score"]), float(row["max_score"])) for row in rows}
-    assert marks == {"empty": (0.0, 1.0), "right": (1.0, 1.0)}
-    assert len(list((folder / "feedback").rglob(f"{ASSIGNMENT}.html"))) == 2
+    assert marks == {"empty": (0.0, 1.0), "wrong": (0.0, 1.0), "right": (1.0, 1.0)}
+    assert len(list((folder / "feedback").rglob(f"{ASSIGNMENT}.html"))) == 3

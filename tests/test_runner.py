@@ -29,6 +29,7 @@ RESULTS = {
         "dssm": {"hit@10": 0.25, "hit@100": 0.7, "ndcg@10": 0.13, "mrr": 0.1, "train_seconds": 21.4},
     },
     "notebook_seconds": {"00_first": 12.3},
+    "notebook_mib": {"00_first": 512.0},
     "retrieval": {"items": 1000, "indexes": {"exact": {"p50_ms": 0.06}}},
     "onnx": {
         "max_difference": 3.2e-7,
@@ -74,6 +75,7 @@ def test_run_writes_executed_copies_a_line_per_notebook_and_their_seconds(course
     assert copy.cells[1].outputs[0].text == "synthetic\n"
     assert (course_folder / "01_second.ipynb").read_bytes() == before
     assert set(read_results(folder)["notebook_seconds"]) == {"00_first", "01_second"}
+    assert min(read_results(folder)["notebook_mib"].values()) > 10
     assert "[2/2] 01_second" in capsys.readouterr().out
 
 
@@ -199,7 +201,7 @@ def test_readme_is_filled_between_its_markers(course_folder):
     text = "a\n" + "b\n".join(f"<!-- {name}: generated -->\nold\n<!-- /{name} -->\n" for name in names)
     filled = runner.render_readme(text, RESULTS)
     assert "old" not in filled
-    assert "| [00 Title](notebooks/00_first.ipynb) | see it | 12 s |" in filled
+    assert "| [00 Title](notebooks/00_first.ipynb) | see it | 12 s | 0.5 GiB |" in filled
     assert "| ONNX files of the model, and their Hit@10 | float32 1,676 KiB (0.240), int8 444 KiB (0.230) |" in filled
     assert runner.render_readme(filled, RESULTS) == filled
     with pytest.raises(ValueError, match="scoreboard"):
