@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dssm_helpers.evaluation import evaluate as ranked
 from dssm_helpers.features import DEFAULT_POOLING
-from dssm_helpers.objectives import log_shares
 from dssm_helpers.recipes import RECIPES, Recipe, build_model
 from dssm_helpers.training import Trainer, TrainingConfig
 
@@ -51,11 +50,8 @@ def train(tables: str, steps: int = 150) -> dict[str, Any]:
     """
     data, split, batches = prepare(load_tables(tables))
     rows = split.train[: steps * BATCH_SIZE]
-    recipes = {
-        "": EXAMPLE,
-        "course_pooling_": replace(EXAMPLE, pooling=DEFAULT_POOLING),
-        "default_": RECIPES["dssm"],
-    }
+    course_pooling = replace(EXAMPLE, pooling=DEFAULT_POOLING)
+    recipes = {"": EXAMPLE, "course_pooling_": course_pooling, "default_": RECIPES["dssm"]}
     result = {"steps": steps}
     with tempfile.TemporaryDirectory() as empty:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty  # else a second run would find what the first compiled
@@ -95,9 +91,8 @@ def quality(
             if length < 1:
                 rows = np.random.default_rng(seed).choice(rows, int(length * len(rows)), replace=False)
             model = build_model(data, "dssm", seed)
-            trainer = Trainer(
-                model, batches, replace(RECIPES["dssm"].training, epochs=max(1, round(length)), seed=seed)
-            )
+            config = replace(RECIPES["dssm"].training, epochs=max(1, length), seed=seed)
+            trainer = Trainer(model, batches, config)
             started = shared.clocks()
             trainer.fit(rows, progress=False)
             seconds, cpu_seconds = np.subtract(shared.clocks(), started)
@@ -116,24 +111,20 @@ def profile(tables: str, steps: int = 60) -> dict[str, Any]:
     data, split, batches = prepare(load_tables(tables))
     config = replace(RECIPES["dssm"].training, epochs=2)
     trainer = Trainer(build_model(data), batches, config)
-    rows = split.train[: steps * config.batch_size]
-    seconds = trainer.fit(rows, progress=False)["seconds"].iloc[-1] / steps
-    positions, log_q = torch.from_numpy(rows[: config.batch_size]), log_shares(data.item_counts(split.train))
 
-    def step() -> None:
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer._loss(positions, log_q, None, None).backward()
-        trainer.optimizer.step()
+    def seconds_per_step(steps: int) -> float:  # the first epoch warms up
+        rows = split.train[: steps * config.batch_size]
+        return trainer.fit(rows, progress=False)["seconds"].iloc[-1] / steps
 
-    trainer.model.train()
+    seconds = seconds_per_step(steps)
     with FlopCounterMode(display=False) as counter:
-        step()
+        seconds_per_step(1)
     big = torch.rand(2048, 2048)
     peak = 2 * 2048**3 / min(shared.seconds_of(lambda: big @ big, 8))
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as recorded:
-        shared.seconds_of(step, 20)
+        seconds_per_step(20)
     events = sorted(recorded.key_averages(), key=lambda e: -e.self_cpu_time_total)
-    total, flops = sum(event.self_cpu_time_total for event in events), counter.get_total_flops()
+    total, flops = sum(event.self_cpu_time_total for event in events), counter.get_total_flops() / 2  # two epochs
     shares = [{"operator": e.key, "share of the step": f"{e.self_cpu_time_total / total:.1%}"} for e in events[:12]]
     return {
         "step_milliseconds": seconds * 1e3,

@@ -41,6 +41,7 @@ SETTINGS = {
     "train_batch_size": 256,  # RecBole's 2048 learns far more slowly
     "learning_rate": 1e-3,
 }
+EVALUATION = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 QUIET = {"metrics": ["Hit"], "valid_metric": "Hit@10", "use_gpu": False, "show_progress": False, "state": "ERROR"}
 
 
@@ -74,15 +75,14 @@ class RecBoleScorer:
             return self.model.full_sort_predict(batch)[:, self.to_theirs]
 
 
-def train(tables: str, seed: int, max_epochs: int) -> dict[str, Any]:
+def train(tables: str, seed: int) -> dict[str, Any]:
     """Train until the patience ends; the metrics of the best epoch, the curve and the test ranks."""
     sys.argv = sys.argv[:1]  # RecBole's Config reads the command line too
     data, split, _ = prepare(load_tables(tables))
     with tempfile.TemporaryDirectory() as folder:
         write_interactions(data, Path(folder))
-        files = {"data_path": folder, "checkpoint_dir": folder, "seed": seed}
+        files = {"data_path": folder, "checkpoint_dir": folder, "seed": seed, "eval_args": EVALUATION}
         files["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
-        files["eval_args"] = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
         config = Config(model="SASRec", dataset="ours", config_dict={**SETTINGS, **QUIET, **files})
         init_seed(seed, config["reproducibility"])
         dataset = create_dataset(config)
@@ -91,7 +91,7 @@ def train(tables: str, seed: int, max_epochs: int) -> dict[str, Any]:
         trainer, scorer = Trainer(config, model), RecBoleScorer(model, dataset, data)
         curve: list[dict] = []
         best, at = {"epoch": 0, "hit@10": -1.0}, np.zeros(2)
-        while len(curve) - best["epoch"] < PATIENCE and len(curve) < max_epochs:
+        while len(curve) - best["epoch"] < PATIENCE:
             started = shared.clocks()
             trainer._train_epoch(rows, len(curve))
             at = at + np.subtract(shared.clocks(), started)
@@ -104,7 +104,7 @@ def train(tables: str, seed: int, max_epochs: int) -> dict[str, Any]:
         "settings": {**SETTINGS, "patience": PATIENCE},
         "versions": {name: shared.version(name) for name in ("recbole", "torch", "numpy", "pandas", "scipy")},
         "threads": torch.get_num_threads(),
-        "stopped_by": "patience" if len(curve) - best["epoch"] >= PATIENCE else "limit",
+        "stopped_by": "patience",
         "epoch": best["epoch"],
         "epochs_run": len(curve),
         "validation": {name: best[name] for name in found},

@@ -84,8 +84,7 @@ def soonest(ours: Results, clock: str) -> float:
 
 def how_trained(results: Results) -> str:
     """For SASRec's row: how many seeds and epochs, and what ended them."""
-    epochs = [run["epoch"] for run in sasrec_runs(results)]
-    if not epochs:
+    if not (epochs := [run["epoch"] for run in sasrec_runs(results)]):
         return "not trained to its end"
     return f"mean of {len(epochs)} seeds, best at epoch {min(epochs)} to {max(epochs)}, ended by patience"
 
@@ -115,18 +114,15 @@ def fast(results: Results) -> Rows:
     for what, unit, peer_path, ours_path, at_least, goal in preparation_rows() + ROWS:
         peer, ours = get(results, peer_path), get(results, ours_path)
         ratio = None if peer is None or ours is None else ours / peer if unit == "/s" else peer / ours
-        if unit == "ms":
-            judged = verdict(None if ours is None else -ours, -at_least, -goal)
-        else:
-            judged = verdict(ratio, at_least, goal)
+        mark = "≤ {:g} ms" if unit == "ms" else "{:g}×"
         rows.append({
             "against the peer": what.format(how_trained(results)),
             "peer": show(peer, unit),
             "ours": show(ours, unit),
             "ratio": f"{ratio:.3g}×" if ratio else "–",
-            "at least": f"≤ {at_least:g} ms" if unit == "ms" else f"{at_least:g}×",
-            "goal": f"≤ {goal:g} ms" if unit == "ms" else f"{goal:g}×",
-            "": judged,
+            "at least": mark.format(at_least),
+            "goal": mark.format(goal),
+            "": verdict(ours and goal / ours, goal / at_least, 1) if unit == "ms" else verdict(ratio, at_least, goal),
         })  # fmt: skip
     return rows
 
@@ -155,27 +151,25 @@ def against(results: Results) -> Rows:
     """The course's model minus others, with its interval; above where the whole interval is above zero."""
     rows = []
     for other in get(results, "against/others") or []:
-        row = {"minus": f"{other['name']}, {other['seeds']} seed(s)"}
-        for name in HITS:
-            difference, low, high = other[name]
-            row[name] = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]"
-        above = [name for name in HITS if other[name][1] > 0]
-        rows.append({**row, "above on": ", ".join(above) or "none"})
+        gaps = {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*other[name]) for name in HITS}
+        above = ", ".join(name for name in HITS if other[name][1] > 0) or "none"
+        rows.append({"minus": f"{other['name']}, {other['seeds']} seed(s)", **gaps, "above on": above})
     return rows
 
 
 def sasrec(results: Results) -> Rows:
     """Every seed of RecBole's SASRec, and their mean with the sample standard deviation."""
     columns = {"validation Hit@10": "validation/hit@10", "test Hit@10": "test/hit@10", "test Hit@100": "test/hit@100"}
-    columns |= {"test NDCG@10": "test/ndcg@10", "processor seconds to it": "cpu_seconds_to_best", "threads": "threads"}
+    columns |= {"test NDCG@10": "test/ndcg@10", "processor seconds to it": "cpu_seconds_to_best"}
     rows = []
     for seed, run in (get(results, "sasrec/runs") or {}).items():
         ended = f"epoch {run['epoch']} of {run['epochs_run']}, ended by {run['stopped_by']}"
-        rows.append({"seed": seed, "best": ended, **{name: get(run, path) for name, path in columns.items()}})
+        found = {name: get(run, path) for name, path in columns.items()}
+        rows.append({"seed": seed, "best": ended, **found, "threads": run["threads"]})
     if len(rows) > 1:
-        values = {name: [row[name] for row in rows] for name in columns if name != "threads"}
+        values = {name: [row[name] for row in rows] for name in columns}
         spread = {name: f"{fmean(found):.3f} ± {stdev(found):.3f}" for name, found in values.items()}
-        rows.append({"seed": f"mean of {len(rows)}", "best": "", **spread, "threads": None})
+        rows.append({"seed": f"mean of {len(rows)}", "best": "", **spread})
     return rows
 
 
@@ -220,9 +214,9 @@ def render(page: str, results: Results) -> str:
 def write() -> None:
     """Fill both pages from the stored results, and print the first table."""
     results = shared.read_json(shared.RESULTS)
-    shared.write_text(PAGE, render(PAGE.read_text(encoding="utf-8"), results))
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     readme, first = shared.ROOT / "README.md", table(fast(results))
-    shared.write_text(readme, fill_block(readme.read_text(encoding="utf-8"), "benchmarks", first))
+    readme.write_text(fill_block(readme.read_text(encoding="utf-8"), "benchmarks", first), encoding="utf-8")
     print(first)
 
 

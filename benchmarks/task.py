@@ -38,11 +38,8 @@ def save_tables(tables: MovieLens, path: Path) -> Path:
 
 def load_tables(path: str | Path) -> MovieLens:
     """What :func:`save_tables` wrote."""
-    columns: dict[str, dict] = {"ratings": {}, "users": {}, "movies": {}}
     with np.load(path) as stored:
-        arrays = dict(stored)
-    name = str(arrays.pop("name"))
-    for place, values in arrays.items():
-        table, _, column = place.partition(".")
-        columns[table][column] = values
-    return MovieLens(name, **{table: pd.DataFrame(found) for table, found in columns.items()})
+        columns = pd.Series({tuple(key.split(".")): stored[key] for key in stored if key != "name"})
+        return MovieLens(
+            str(stored["name"]), **{t: pd.DataFrame(columns[t].to_dict()) for t in columns.index.levels[0]}
+        )

@@ -1,4 +1,4 @@
-"""The default model with one thing changed at a time: the sweeps and the ablation of notebook 10.
+"""The default model with one thing changed at a time, as ``variants.toml`` lists it, for notebook 10.
 
     python benchmarks/variants.py                   # everything, some three hours on one core
     python benchmarks/variants.py --only sweeps     # or ablation
@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import machine as shared
@@ -41,31 +43,27 @@ MEASURES = ("hit@10", "hit@100", "ndcg@10")
 class Variant:
     """The default model with something changed.
 
-    Args:
-        settings: fields of :class:`Recipe` and of :class:`TrainingConfig` that differ.
-        change: does to the built model what no recipe says.
-        members: so many models, trained apart, their vectors laid side by side.
-        refit: train on the validation rows as well.
+    ``settings`` are fields of :class:`Recipe` and of :class:`TrainingConfig`; ``variants.toml`` explains the others.
     """
 
     name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    seeds: int = 3
-    change: Callable[[DSSM], None] | None = None
+    seeds: int
+    settings: Mapping[str, Any]
+    change: str | None = None
     members: int = 1
     refit: bool = False
 
     def recipe(self, seed: int) -> Recipe:
         """All settings of the model and its training."""
-        of_training = {f.name for f in fields(TrainingConfig)} & set(self.settings)
-        training = {name: self.settings[name] for name in of_training}
-        model = {name: value for name, value in self.settings.items() if name not in of_training}
         default = RECIPES["dssm"]
-        return replace(default, **model, training=replace(default.training, **training, seed=seed))
+        of_training = self.settings.keys() & vars(default.training).keys()
+        training = replace(default.training, **{name: self.settings[name] for name in of_training}, seed=seed)
+        model = {name: value for name, value in self.settings.items() if name not in of_training}
+        return replace(default, **model, training=training)
 
     def made_of(self, seed: int) -> dict[str, Any]:
         """Everything that decides the outcome besides data and the library's code."""
-        change = self.change and inspect.getsource(self.change)
+        change = self.change and inspect.getsource(CHANGES[self.change])
         return {"recipe": asdict(self.recipe(seed)), "change": change, "members": self.members, "refit": self.refit}
 
 
@@ -84,117 +82,28 @@ def own_history_table(model: DSSM) -> None:
     tables["history"] = copy.deepcopy(tables["history"])
 
 
-# -- The list ----------------------------------------------------------------------------------------------------------
-
-EPOCHS = 4  # of a sweep's points, half of the default's: most of its recall, and the differences are the same kind
-DEMOGRAPHICS = ("gender", "age", "occupation", "zip")
-DEPTHS = {"64": (64,), "128-64": (128, 64), "256-64": (256, 64), "512-256-64": (512, 256, 64)}
+CHANGES = {change.__name__: change for change in (dot_products, wide_start, own_history_table)}
 
 
-def full(name: str, seeds: int = 3, **settings: Any) -> Variant:
-    return Variant(name, settings, seeds)
+def read_variant(line: dict[str, Any], seeds: int, **settings: Any) -> Variant:
+    """A line of ``variants.toml``; what is no field of :class:`Variant` is a setting."""
+    own = {f.name for f in fields(Variant)} - {"settings"}
+    settings |= {name: tuple(v) if isinstance(v, list) else v for name, v in line.items() if name not in own}
+    return Variant(settings=settings, **{"seeds": seeds, **{name: v for name, v in line.items() if name in own}})
 
 
-def point(name: object, seeds: int = 1, **settings: Any) -> Variant:
-    """A variant with half the epochs."""
-    return full(str(name), seeds, **{"epochs": EPOCHS, **settings})
-
-
-def along(setting: str, *values: Any) -> list[Variant]:
-    return [point(value, **{setting: value}) for value in values]
-
-
-def pooled(*poolings: str) -> Variant:
-    return point(" + ".join(poolings), pooling=poolings if len(poolings) > 1 else poolings[0])
-
-
-def sampled(n: int, sampler: str) -> Variant:
-    name = sampler.replace("_", "-" if sampler == "log_uniform" else " ")
-    return point(f"{n} {name}", objective="list_wise", sampler=sampler, n_negatives=n)
-
-
-SWEEPS: dict[str, tuple[str, list[Variant]]] = {
-    "centre": ("The default model, four epochs", [point("default", seeds=3)]),
-    "epochs": ("Epochs, one cycle each", along("epochs", 2, 4, 8, 16)),
-    "temperature": ("Temperature", along("temperature", 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)),
-    "switches": ("Switched off in the loss", [
-        point("nothing"),
-        point("logQ", seeds=2, logq=0.0),
-        point("seen movies masked", mask_seen=False),
-        point("accidental hits masked", mask_accidental_hits=False),
-    ]),
-    "pooling": ("Pooling of the history", [
-        *map(pooled, ("mean", "sum", "max", "recency:1", "recency:3", "recency:10")),
-        pooled("mean", "recency:10"),
-        pooled("mean", "recency:1", "recency:10"),
-    ]),
-    "history": ("How many movies the history holds", along("max_history", 1, 5, 10, 50, 100)),
-    "batch_size": ("Batch size, learning rate fixed", along("batch_size", 64, 128, 256, 512, 1024, 2048)),
-    "dimension": ("Size of the vectors", [point(d, dims=(256, d)) for d in (16, 32, 64, 128)]),
-    "towers": ("Depth and balance of the towers", [
-        *(point(f"{depth} | {depth}", dims=dims) for depth, dims in DEPTHS.items()),
-        point("256-64 | 64", dims=(256, 64), item_dims=(64,)),
-        point("64 | 256-64", dims=(64,), item_dims=(256, 64)),
-    ]),
-    "features": ("Features left out", [
-        point("nothing"),
-        point("user id", without=("user_id",)),
-        point("demographics", without=DEMOGRAPHICS),
-        point("year and genres", without=("year", "genres")),
-        point("all but history and movie id", without=("user_id", *DEMOGRAPHICS, "year", "genres")),
-        point("history", without=("history",)),
-    ]),
-    "dropout": ("Dropout of the embeddings", along("dropout", 0.0, 0.1, 0.2, 0.35, 0.5)),
-    "negatives": ("Sampled negatives, softmax over 1 + n", [
-        *(sampled(n, "uniform") for n in (4, 32, 128)),
-        *(sampled(32, sampler) for sampler in ("count^0.75", "log_count", "log_uniform")),
-        point("in-batch, logQ"),
-    ]),
-    "learning_rate": ("Learning rate against depth", [
-        point(f"{depth} × {rate:g}", dims=DEPTHS[depth], learning_rate=rate)
-        for depth in ("64", "256-64", "512-256-64") for rate in (5e-4, 2e-3, 8e-3, 3e-2)
-    ]),
-}  # fmt: skip
-
-ABLATION = [
-    full("the course's model", seeds=5),
-    full("mean pooling over 10 movies", seeds=5, pooling="mean", max_history=10),  # the textbook's: `dssm_mean`
-    full("mean pooling over 50 movies", pooling="mean"),
-    full("one recency pooling", pooling="recency:3"),
-    full("no logQ correction", logq=0.0),
-    full("no accidental-hit mask", mask_accidental_hits=False),
-    full("no seen-movie mask", mask_seen=False),
-    full("no dropout", dropout=0.0),
-    full("temperature 1.0", temperature=1.0),
-    full("temperature 0.02", temperature=0.02),
-    Variant("no normalisation", {"temperature": 1.0}, change=dot_products),
-    Variant("embeddings start at N(0, 1)", change=wide_start),  # torch's default instead of N(0, 0.02²)
-    Variant("a history table of its own", change=own_history_table),  # not shared with the item tower
-    full("no user id", without=("user_id",)),
-    full("no demographics", without=DEMOGRAPHICS),
-    full("no genres, no year", without=("genres", "year")),
-    full("four recency poolings", pooling=("recency:0.5", "recency:2", "recency:8", "recency:30")),
-    full("128 dimensions", dim=128, dims=(256, 128)),
-    full("16 epochs", epochs=16),
-    Variant("three models side by side", members=3, seeds=5),  # 192 dimensions, three times the seconds
-    Variant("refit on train + validation", refit=True),  # what production would do once the choices are made
-    full("label smoothing 0.1", label_smoothing=0.1),
-    full("list-wise, 128 uniform negatives", objective="list_wise", n_negatives=128),  # the paper's objective
-]
-
-
-# -- One run -----------------------------------------------------------------------------------------------------------
-
-
-def key(ws: Workspace, variant: Variant, seed: int) -> str:
-    """Variants of two tables with the same settings share their run."""
-    return digest([variant.made_of(seed), ws.data.fingerprint(), ws.split.fingerprint(), code_digest()])[:12]
+LIST = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ABLATION = [read_variant(line, seeds=3) for line in LIST["ablation"]]
+SWEEPS = {
+    name: (sweep["title"], [read_variant(line, seeds=1, epochs=4) for line in sweep["points"]])
+    for name, sweep in LIST["sweeps"].items()
+}
 
 
 def run(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
-    """:func:`measure`, once."""
-    path = ws.folder / "variants" / f"{key(ws, variant, seed)}.json"
-    return shared.once(path, lambda: measure(ws, variant, seed))
+    """:func:`measure`, once. Variants of two tables with the same settings share their run."""
+    made_of = [variant.made_of(seed), ws.data.fingerprint(), ws.split.fingerprint(), code_digest()]
+    return shared.once(ws.folder / "variants" / f"{digest(made_of)[:12]}.json", lambda: measure(ws, variant, seed))
 
 
 def measure(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
@@ -209,7 +118,7 @@ def measure(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
         recipe = variant.recipe(member)
         model = build_model(ws.data, recipe, member)
         if variant.change:
-            variant.change(model)
+            CHANGES[variant.change](model)
         # Seen movies are masked by a batch's history, so no variant gets a shorter one than the default.
         batches = BatchBuilder(ws.data, max(ws.batches.max_history, recipe.max_history))
         rows, validate = split.train, lambda m, b=batches: evaluate(m, b, split.validation)
@@ -255,9 +164,6 @@ def comparable_seconds(found: Mapping[str, Any], default: Mapping[str, Any]) -> 
     return found["seconds"] * default["default_step_ms"] / found["default_step_ms"]
 
 
-# -- Two tables --------------------------------------------------------------------------------------------------------
-
-
 def figures(ranks: np.ndarray) -> dict[str, float]:
     """Means over seeds of ranks ``[seeds, n]``, and the sample standard deviation of Hit@10 between them."""
     (row,) = scoreboard({"": ranks}).to_dict("records")
@@ -266,12 +172,8 @@ def figures(ranks: np.ndarray) -> dict[str, float]:
 
 def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, list[float]]:
     """``ours`` minus ``theirs`` (ranks ``[seeds, n]`` or ``[n]``) with its 95 % interval, users resampled."""
-    pairs = {
-        "hit@10": (ours <= 10, theirs <= 10),
-        "hit@100": (ours <= 100, theirs <= 100),
-        "ndcg@10": (ndcg(ours), ndcg(theirs)),
-    }
-    found = {name: paired_bootstrap(*pair) for name, pair in pairs.items()}
+    measures = {"hit@10": lambda ranks: ranks <= 10, "hit@100": lambda ranks: ranks <= 100, "ndcg@10": ndcg}
+    found = {name: paired_bootstrap(of(ours), of(theirs)) for name, of in measures.items()}
     return {name: [c.difference, c.low, c.high] for name, c in found.items()}
 
 
@@ -284,9 +186,9 @@ def sweeps(ws: Workspace) -> dict[str, Any]:
     for name, (title, variants) in SWEEPS.items():
         layout[name] = {"title": title, "points": []}
         for variant in variants:
-            keys = {key(ws, variant, seed): run(ws, variant, seed) for seed in range(variant.seeds)}
-            layout[name]["points"].append({"label": variant.name, "keys": list(keys)})
-            runs |= keys
+            found = [run(ws, variant, seed) for seed in range(variant.seeds)]
+            layout[name]["points"].append({"label": variant.name, "keys": [of_one["key"] for of_one in found]})
+            runs |= {of_one["key"]: of_one for of_one in found}
     points = {}
     for place, found in runs.items():
         ranks = np.array(found["ranks"]["validation"])
