@@ -114,14 +114,9 @@ class ItemTower(Tower):
 class DSSM(nn.Module):
     """Two towers whose only contact is a dot product (notebook 03).
 
-    Args:
-        user_params, item_params: ``{"dims": [...], "activation": "prelu", "dropout": 0.0}``. The last dim, of the
-            vectors, must be the same in both.
-        temperature: divides the cosine. Cosines live in [-1, 1]; a softmax over thousands of candidates needs a
-            wider range to say "this one".
-
-    Raises:
-        ValueError: towers of unequal width, a temperature that is not positive, unknown names.
+    ``user_params`` and ``item_params`` change :data:`TOWER_PARAMS`; both end in the same width. The temperature divides
+    the cosine: a softmax over thousands of candidates needs a wider range than [-1, 1] to say "this one".
+    Raises ``ValueError`` for towers of unequal width, a temperature that is not positive, unknown names.
     """
 
     def __init__(

@@ -115,12 +115,9 @@ class Trainer:
     ) -> pd.DataFrame:
         """Train, validate after every epoch, end with the weights of the best epoch by ``config.select_by``.
 
-        Args:
-            train: positions in the flat interactions.
-            validate: model → metrics, for example ``lambda m: evaluate(m, batches, split.validation)``; ``None`` keeps
-                the last weights.
-            checkpoint: file to write after each epoch and, if it exists, to continue from.
-            on_epoch: called with the trainer after each epoch.
+        ``train`` are positions in the flat interactions. ``validate`` gives metrics of a model, for example ``lambda m:
+        evaluate(m, batches, split.validation)``; without it the last weights stay. ``checkpoint`` is written after each
+        epoch and, where it exists, continued from.
 
         Raises:
             ValueError: no training rows, or one with in-batch negatives; a trainer that has trained; a patience without
@@ -239,18 +236,15 @@ class Trainer:
             raise ValueError(
                 f"{path} was made with another {', '.join(differing)}; delete it, or go on as it was begun"
             )
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-        for name, value in tensors.items():
-            part, rest = name.split(".", 1)
-            parts[part][rest] = value
-        self.model.load_state_dict(parts["model"])
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["optimizer"].items():
-            index, rest = name.split(".")
-            states.setdefault(int(index), {})[rest] = value
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        states = {i: part(f"optimizer.{i}.") for i in note["groups"][0]["params"]}
         self.optimizer.load_state_dict({"state": states, "param_groups": note["groups"]})
         self._schedule.load_state_dict(note["schedule"])
-        self._best, self._rows = parts["best"] or None, note["rows"]
+        self._best, self._rows = part("best.") or None, note["rows"]
 
 
 def save_weights(model: DSSM, path: str | Path) -> None:

@@ -16,7 +16,6 @@ from dssm_helpers.features import (
     NegativeSampler,
     Pooling,
     SequenceFeature,
-    SparseFeature,
     default_features,
     parse_pooling,
 )
@@ -46,11 +45,6 @@ def pool_by_loop(pooling: str, embedded: torch.Tensor, lengths: list[int]) -> to
 # -- declarations -----------------------------------------------------------------------------------------------------
 
 
-def test_widths():
-    assert SparseFeature("gender", 4, 16).width == 16
-    assert SequenceFeature("history", 100, 8, ("mean", "recency:1")).width == 16
-
-
 @pytest.mark.parametrize("pooling", ["median", "mean:3", "recency:0", "recency:-1", "recency:x", "recency:nan", ""])
 def test_unknown_pooling_lists_the_valid_ones(pooling):
     with pytest.raises(ValueError, match=r"choose from mean, sum, max, recency"):
@@ -77,29 +71,14 @@ def test_default_features_fit_the_data(data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("places", [1, 2, 7])
+@pytest.mark.parametrize("places", [0, 1, 2, 7])
 def test_pooling_equals_a_loop(kind, places, generator):
-    lengths = [places, 0, 1, max(places - 1, 0)]
+    lengths = [places, 0, min(places, 1), max(places - 1, 0)]
     embedded = torch.randn(4, places, 5, generator=generator)
     mask = torch.arange(places) < torch.tensor(lengths).unsqueeze(1)
     embedded[~mask] = 1e3  # what stands in a padded place must not matter
     pooled = Pooling(kind, max_length=7)(embedded, mask)
     torch.testing.assert_close(pooled, pool_by_loop(kind, embedded, lengths), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_sequence_of_length_zero_gives_zeros(kind):
-    pooled = Pooling(kind)(torch.empty(3, 0, 4), torch.empty(3, 0, dtype=torch.bool))
-    assert torch.equal(pooled, torch.zeros(3, 4))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_more_padding_changes_nothing(kind, generator):
-    pooling = Pooling(kind)
-    embedded, mask = torch.randn(2, 3, 4, generator=generator), torch.ones(2, 3, dtype=torch.bool)
-    longer = torch.cat([embedded, torch.full((2, 5, 4), 7.0)], dim=1)
-    longer_mask = torch.cat([mask, torch.zeros(2, 5, dtype=torch.bool)], dim=1)
-    torch.testing.assert_close(pooling(embedded, mask), pooling(longer, longer_mask))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,17 +107,11 @@ def test_recency_starts_at_its_half_life_and_can_learn(half_life):
 def test_several_poolings_are_each_alone_side_by_side(kinds, generator):
     embedded = torch.randn(3, 7, 5, generator=generator)
     mask = torch.arange(7) < torch.tensor([7, 0, 3]).unsqueeze(1)
-    together = Pooling(kinds, max_length=9)(embedded, mask)
+    pooling = Pooling(kinds, max_length=9)
+    assert list(pooling.recency_weights()) == [kind for kind in kinds if kind.startswith("recency")]
+    together = pooling(embedded, mask)
     apart = [Pooling(kind, max_length=9)(embedded, mask) for kind in kinds]
     torch.testing.assert_close(together, torch.cat(apart, dim=1))
-
-
-def test_each_recency_head_learns_its_own_weights():
-    pooling = Pooling(("mean", "recency:1", "recency:10"), max_length=4)
-    assert list(pooling.recency_weights()) == ["recency:1", "recency:10"]
-    pooling(torch.eye(4)[None], torch.ones(1, 4, dtype=torch.bool))[0, 4:8].max().backward()  # the first head alone
-    assert pooling.heads[1].logits.grad.any()
-    assert not pooling.heads[2].logits.grad.any()
 
 
 def test_a_new_kind_of_pooling_is_one_class_and_one_entry(monkeypatch, generator):
@@ -188,15 +161,6 @@ def test_a_batch_equals_rows_made_one_by_one(data, batches, rng):
             assert batch[name][row].item() == column[user]
         for name, column in data.item_columns.items():
             assert batch[name][row].tolist() == column[item].tolist()
-
-
-@pytest.mark.parametrize("length", [1, 3, 500])
-def test_history_of_any_length(data, length):
-    positions = torch.arange(len(data))
-    history = BatchBuilder(data, max_history=length).users(positions)["history"]
-    assert history.shape == (len(data), length)
-    seen = torch.from_numpy(np.arange(len(data)) - data.offsets[data.user])
-    assert torch.equal((history != 0).sum(dim=1), seen.clamp(max=length))
 
 
 def test_items_take_any_shape(data, batches):

@@ -9,9 +9,6 @@ from torch import nn
 
 from dssm_helpers.features import SparseFeature, default_features
 from dssm_helpers.model import ACTIVATIONS, DSSM, FeatureEmbedding, evaluation_mode
-from dssm_helpers.objectives import TrainingConfig
-from dssm_helpers.recipes import build_model
-from dssm_helpers.training import Trainer
 
 
 @pytest.fixture
@@ -80,13 +77,6 @@ def test_without_normalisation_length_is_free(model, batch):
     torch.testing.assert_close(nn.functional.normalize(free, dim=1), unit)
 
 
-def test_history_shares_the_movie_table_and_it_counts_once(model, data):
-    shared = model.user_tower.embedding.tables["history"]
-    assert shared is model.item_tower.embedding.tables["item_id"]
-    in_parameters = [p for p in model.parameters() if p.shape == (data.n_items, 16)]
-    assert len(in_parameters) == 1
-
-
 def test_a_movie_learned_as_target_changes_histories_with_it(model, batches, split):
     users = batches.users(split.validation)
     before = model.user_tower(users)
@@ -126,13 +116,6 @@ def test_any_history_length(model, batch, length):
     assert torch.isfinite(vectors).all()
     cut = {**batch, "history": longer["history"][:, :10]}  # the declared maximum
     assert torch.equal(vectors, model.user_tower(cut))
-
-
-def test_padding_at_the_end_changes_nothing(model, batch):
-    padded = {**batch, "history": nn.functional.pad(batch["history"][:, :4], (0, 6))}
-    torch.testing.assert_close(
-        model.user_tower(padded), model.user_tower({**batch, "history": batch["history"][:, :4]})
-    )
 
 
 def test_a_missing_feature_lists_what_there_is(model, batch):
@@ -187,21 +170,6 @@ def test_every_activation_trains_every_layer(data, batch, activation):
     for name, parameter in model.named_parameters():
         if "mlp" in name:
             assert parameter.grad.abs().sum() > 0, name
-
-
-def test_same_seed_same_weights(data):
-    first, again, other = build_model(data, seed=3), build_model(data, seed=3), build_model(data, seed=4)
-    pairs = list(zip(first.parameters(), again.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert not torch.equal(first.item_tower.mlp[0].weight, other.item_tower.mlp[0].weight)
-
-
-def test_padding_stays_zero_through_training(data, split, batches):
-    model = build_model(data)
-    Trainer(model, batches, TrainingConfig(epochs=1, batch_size=64)).fit(split.train, progress=False)
-    for tower in (model.user_tower, model.item_tower):
-        for name, table in tower.embedding.tables.items():
-            assert not table.weight[0].any(), name
 
 
 # -- notebook 03 ------------------------------------------------------------------------------------------------------
