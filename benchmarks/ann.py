@@ -55,14 +55,13 @@ def contend(vectors: np.ndarray, queries: np.ndarray, contender: tuple) -> dict[
     return {"rows": rows}
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = shared.command_line(__doc__)
     parser.add_argument("--vectors", type=int, default=1_000_000, help="size of the catalogue, from 10,000")
-    parser.add_argument("--queries", type=int, default=300, help="user vectors searched for")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where to write")
     arguments = parser.parse_args()
     workspace = Workspace(progress=False)
-    queries = workspace.scorer().user_vectors(workspace.split.test[: arguments.queries]).cpu().numpy()
+    queries = workspace.scorer().user_vectors(workspace.split.test[:300]).cpu().numpy()
     vectors = enlarge(workspace.item_vectors()[1], arguments.vectors)
     rows = []
     for contender in tqdm(CONTENDERS):
@@ -75,7 +74,3 @@ def main() -> None:
     about["versions"] = {name: shared.version(name) for name in ("numpy", "annoy", "faiss-cpu")}
     about |= {"vectors": len(vectors), "dimensions": vectors.shape[1], "queries": len(queries)}
     shared.write_json(arguments.out, {**about, "rows": rows})
-
-
-if __name__ == "__main__":
-    main()

@@ -110,11 +110,10 @@ def profile(tables: str, steps: int = 60) -> dict[str, Any]:
     """FLOPs of one training step against the processor's matrix-multiply peak, and where the step's time goes."""
     data, split, batches = prepare(load_tables(tables))
     config = replace(RECIPES["dssm"].training, epochs=2)
-    trainer = Trainer(build_model(data), batches, config)
 
-    def seconds_per_step(steps: int) -> float:  # the first epoch warms up
+    def seconds_per_step(steps: int) -> float:  # of the second epoch: the first warms up
         rows = split.train[: steps * config.batch_size]
-        return trainer.fit(rows, progress=False)["seconds"].iloc[-1] / steps
+        return Trainer(build_model(data), batches, config).fit(rows, progress=False)["seconds"].iloc[-1] / steps
 
     seconds = seconds_per_step(steps)
     with FlopCounterMode(display=False) as counter:

@@ -84,14 +84,13 @@ class Trained:
         train, self.test = prepare(data, neg_ratio)
         train = {name: values[:rows] for name, values in train.items()}
         self.n_rows, self.items, self.folder = len(train["label"]), profiles(data)[1], folder
-        self.loader, self.users_loader, self.items_loader = MatchDataGenerator(
-            train, train["label"]
-        ).generate_dataloader(self.test, df_to_dict(self.items), batch_size=batch_size, num_workers=0)
+        made, sizes = MatchDataGenerator(train, train["label"]), {"batch_size": batch_size, "num_workers": 0}
+        loaders = made.generate_dataloader(self.test, df_to_dict(self.items), **sizes)
+        self.loader, self.users_loader, self.items_loader = loaders
         adam = {"lr": 1e-3, "weight_decay": 1e-6}
         self.model = build(raw)
-        self.trainer = MatchTrainer(
-            self.model, mode=0, model_path=folder, optimizer_params=adam, in_batch_neg=neg_ratio == 0
-        )
+        options = {"optimizer_params": adam, "in_batch_neg": neg_ratio == 0}
+        self.trainer = MatchTrainer(self.model, mode=0, model_path=folder, **options)
 
     def epoch(self) -> None:
         self.model.mode = None

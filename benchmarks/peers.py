@@ -179,7 +179,7 @@ def keep_sasrec(path: Path, seed: int, run: dict[str, Any]) -> None:
     shared.merge_section(path, "sasrec", {"runs": runs})
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = shared.command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=["sasrec", *PARTS], default=list(PARTS))
     parser.add_argument("--out", type=Path, default=shared.RESULTS, help="default: benchmarks/results.json")
@@ -192,7 +192,3 @@ def main() -> None:
         shared.merge_section(arguments.out, part, shared.once(path, partial(PARTS[part], arguments.out)))
     if arguments.out == shared.RESULTS:
         report.write()
-
-
-if __name__ == "__main__":
-    main()

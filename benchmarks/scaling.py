@@ -64,7 +64,7 @@ def slopes(rows: list[dict[str, Any]], by: str = "ratings") -> dict[str, dict[st
     return result
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = shared.command_line(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help=f"ratings, with {N_MOVIES:,} items")
     parser.add_argument("--items", type=int, nargs="+", default=CATALOGUES, help=f"with {N_RATINGS:,} ratings")
@@ -76,7 +76,3 @@ def main() -> None:
     report = {"machine": shared.machines(rows + catalogue), "movies": N_MOVIES, "steps": options.steps}
     report |= {"threads": os.cpu_count(), "rows": rows, "slopes": slopes(rows)}
     shared.write_json(options.out, {**report, "catalogue": catalogue, "catalogue_slopes": slopes(catalogue, "items")})
-
-
-if __name__ == "__main__":
-    main()

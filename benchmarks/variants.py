@@ -232,7 +232,7 @@ def ablation(ws: Workspace) -> dict[str, Any]:
     return {**about, "seeds": max(variant.seeds for variant in ABLATION), "rows": rows}
 
 
-def main() -> None:
+if __name__ == "__main__":
     tables = {table.__name__: table for table in (ablation, sweeps)}
     parser = shared.command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
@@ -240,7 +240,3 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in arguments.only:
         shared.write_json(shared.HERE / f"{name}.json", tables[name](Workspace("ml-100k", progress=False)))
-
-
-if __name__ == "__main__":
-    main()
