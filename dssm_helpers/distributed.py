@@ -74,11 +74,11 @@ class JointTrainer(Trainer):
         return self.module(self.batches(positions.chunk(self.world)[self.rank]), log_q)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default=None, help="default: DSSM_DATASET, else ml-100k")
     parser.add_argument("--epochs", type=int, default=2)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         os.environ["DSSM_DEVICE"] = "cuda"

@@ -88,15 +88,9 @@ def in_batch_loss(
 ) -> Tensor:
     """Softmax over the batch: row ``r``'s positive is column ``r`` (notebook 04, "A batch is a list of candidates").
 
-    Args:
-        logits: ``[B, B]`` score of user ``r`` with the item of row ``c``; or ``[b, B]``, rows of a larger batch whose
-            first has its positive in column ``first`` (see ``distributed.py``).
-        items: ``[B]`` item indices. history: ``[b, L]`` items that each row's user has had.
-        log_q: ``[B]`` log-probability that a training row's target is that item (J. Yi et al., RecSys 2019).
-        label_smoothing: share of the target spread over the row's candidates, masked ones left out.
-
-    Raises:
-        ValueError: a batch of one.
+    ``logits [B, B]`` scores user ``r`` with the item of row ``c``; ``[b, B]`` are rows of a larger batch, the first has
+    its positive in column ``first`` (see ``distributed.py``). ``items [B]``; ``history [b, L]``, items that each row's
+    user has had; ``log_q [B]``, log-probability that a training row's target is that item (J. Yi et al., RecSys 2019).
     """
     if len(items) < 2:
         raise ValueError("a batch of one has no in-batch negatives; use at least two rows")

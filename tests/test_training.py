@@ -17,7 +17,7 @@ from dssm_helpers.evaluation import Popularity, chance_level, evaluate, metrics,
 from dssm_helpers.fast import RowwiseAdamW
 from dssm_helpers.features import BatchBuilder, NegativeSampler
 from dssm_helpers.movielens import synthetic
-from dssm_helpers.objectives import OBJECTIVES, TrainingConfig, loss_at_chance
+from dssm_helpers.objectives import OBJECTIVES, TrainingConfig, log_shares, loss_at_chance
 from dssm_helpers.recipes import RECIPES, build_model
 from dssm_helpers.training import (
     Diverged,
@@ -83,7 +83,7 @@ def mean_loss(trainer, data, split):
     """The trainer's own loss over five passes, without a step."""
     counts = data.item_counts(split.train)
     sampler = None if trainer.config.objective == "in_batch" else NegativeSampler("uniform", counts)
-    log_q = torch.from_numpy(np.log(np.maximum(counts, 1) / counts.sum())).float()
+    log_q = log_shares(counts)
     generator = torch.Generator().manual_seed(0)
     trainer.model.eval()
     with torch.no_grad():
@@ -327,8 +327,8 @@ def test_weights_survive_saving_and_loading(fit, data, batches, split, recipe, t
     assert loaded.user_tower.embedding.tables["history"] is table
 
 
-def test_another_shape_is_refused(fit, data, recipe, tmp_path):
-    save_weights(fit().model, tmp_path / "model.safetensors")
+def test_another_shape_is_refused(data, recipe, tmp_path):
+    save_weights(build_model(data, recipe), tmp_path / "model.safetensors")
     for other in (replace(recipe, dims=(32, 8)), replace(recipe, pooling="mean")):
         with pytest.raises(ValueError, match="does not fit this model"):
             load_weights(build_model(data, other), tmp_path / "model.safetensors")
@@ -344,24 +344,21 @@ def test_missing_and_damaged_weights(new_trainer, tmp_path):
         load_weights(model, path)
 
 
-def test_a_checkpoint_is_continued_only_as_it_was_begun(fit, validate, recipe, tmp_path):
-    begun = tmp_path / "checkpoint.safetensors"
-    fit(checkpoint=begun)
-    others = {
-        "epochs, learning_rate": {"epochs": 5, "learning_rate": 1e-3},
-        "validation": {"validate": None},
-        "model": {"model_recipe": replace(recipe, dims=(32, 8))},
-    }
-    for what, change in others.items():
-        with pytest.raises(ValueError, match=f"made with another {what}; delete it"):
-            fit(checkpoint=begun, **change)
-    without = tmp_path / "without.safetensors"
-    fit(validate=None, checkpoint=without)
-    with pytest.raises(ValueError, match="made with another validation; delete it"):
-        fit(validate=validate, checkpoint=without)
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("epochs, learning_rate", {"epochs": 5, "learning_rate": 1e-3}),
+        ("validation", {"validate": None}),
+        ("model", {"model_recipe": RECIPES["dssm"]}),
+    ],
+)
+def test_a_checkpoint_is_continued_only_as_it_was_begun(fit, tmp_path, what, change):
+    fit(checkpoint=tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match=f"made with another {what}; delete it"):
+        fit(checkpoint=tmp_path / "checkpoint.safetensors", **change)
 
 
-@pytest.mark.parametrize("kind", ["cut", "empty", "text", "weights"])
+@pytest.mark.parametrize("kind", ["cut", "text", "weights"])
 def test_a_damaged_checkpoint_gives_a_clear_error(fit, new_trainer, split, validate, tmp_path, kind):
     path = tmp_path / "checkpoint.safetensors"
     fit(checkpoint=path)
@@ -370,7 +367,7 @@ def test_a_damaged_checkpoint_gives_a_clear_error(fit, new_trainer, split, valid
     elif kind == "weights":  # a good file of another kind
         save_weights(new_trainer().model, path)
     else:
-        path.write_bytes(b"" if kind == "empty" else b"not a checkpoint at all" * 10)
+        path.write_text("not a checkpoint at all")
     trainer = new_trainer()
     before = weights(trainer)
     with pytest.raises(ValueError, match=r"damaged or no checkpoint of a Trainer .* delete it"):
