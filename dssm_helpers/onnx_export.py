@@ -56,9 +56,9 @@ def export_onnx(
     sizes = {name: feature.vocab_size for name, feature in features.items()}
     read = {getattr(feature, "shared_with", None) or name for name, feature in features.items()}
     digests = {name: digest(v.values.tolist()) for name, v in (vocabularies or {}).items() if name in read}
+    note = {"part": part, "dim": model.dim, "temperature": float(model.temperature), "vocab_sizes": sizes}
+    note["vocab_digests"] = digests
     with evaluation_mode(model), _quiet():
-        note = {"part": part, "dim": model.dim, "temperature": float(model.temperature), "vocab_sizes": sizes}
-        note["vocab_digests"] = digests
         proto = torch.onnx.export(
             module,
             kwargs={"batch": example},
@@ -82,36 +82,29 @@ def export_onnx(
 def compress_onnx(source: str | Path, target: str | Path, variant: str) -> Path:
     """Write a smaller copy of an exported file (notebook 08, "Smaller").
 
-    ``"fp16"`` stores every weight in two bytes and computes in float32 as before. ``"int8"`` stores one byte per weight
-    with a scale (per tensor for tables, per column for layers) and multiplies in integers. Another is a ValueError.
+    ``"fp16"`` stores every weight in two bytes and computes in float32 as before, through a cast behind each weight:
+    processors without half-precision arithmetic gain nothing from computing in it. ``"int8"`` stores one byte per
+    weight with a scale (per tensor for tables, per column for layers) and multiplies in integers.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
     import onnx
+    from onnx import TensorProto, helper, numpy_helper
     from onnxruntime.quantization import quantize_dynamic
 
     proto = onnx.load(source)
     with write_atomically(target) as temporary, _quiet():
-        if variant == "fp16":
-            _halve_weights(proto)
-            onnx.save_model(proto, temporary)
-        else:
+        if variant == "int8":
             quantize_dynamic(proto, temporary, per_channel=True)
+        else:
+            for weight in proto.graph.initializer:
+                if weight.data_type == TensorProto.FLOAT and np.prod(weight.dims) >= 64:  # constants stay exact
+                    name, half = weight.name, numpy_helper.to_array(weight).astype(np.float16)
+                    weight.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
+                    cast = helper.make_node("Cast", [f"{name}.fp16"], [name], to=TensorProto.FLOAT)
+                    proto.graph.node.insert(0, cast)
+            onnx.save_model(proto, temporary)
     return Path(target)
-
-
-def _halve_weights(proto: Any) -> None:
-    """Float weights become half precision with a cast back to float behind each: half the file, the same operators.
-
-    Processors without half-precision arithmetic gain nothing from computing in it, so only storage changes.
-    """
-    from onnx import TensorProto, helper, numpy_helper
-
-    for weight in proto.graph.initializer:
-        if weight.data_type == TensorProto.FLOAT and np.prod(weight.dims) >= 64:  # constants of the graph stay exact
-            name, half = weight.name, numpy_helper.to_array(weight).astype(np.float16)
-            weight.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
-            proto.graph.node.insert(0, helper.make_node("Cast", [f"{name}.fp16"], [name], to=TensorProto.FLOAT))
 
 
 @dataclass(frozen=True)

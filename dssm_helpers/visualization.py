@@ -209,32 +209,27 @@ def embedding_map(vectors: np.ndarray, method: str = "pca", seed: int = 0, perpl
 def draw_map(
     ax: Axes,
     coordinates: np.ndarray,
-    colour_by: Sequence[str] | np.ndarray,
+    colour_by: Sequence[str],
     labels: Mapping[int, str] | None = None,
     title: str = "",
     size: float | np.ndarray = 12,
 ) -> Axes:
-    """Scatter ``coordinates [n, 2]``, coloured by a number or by up to six names (``""`` is grey).
+    """Scatter ``coordinates [n, 2]``, coloured by up to six names (``""`` is grey).
 
-    Args:
-        labels: row → text, the most important first. A dozen are written: the first that find room beside their point.
-        size: marker area, one or ``[n]``.
+    ``labels``: row → text, the most important first. A dozen are written: the first that find room beside their point.
     """
     from matplotlib.patheffects import withStroke
 
     x, y = np.asarray(coordinates).T
-    size, values = np.broadcast_to(np.asarray(size, dtype=float), x.shape), np.asarray(colour_by)
-    if values.dtype.kind in "US":
-        names = sorted(set(values.tolist()) - {""})
-        if len(names) > len(COLOURS):
-            raise ValueError(f"{len(names)} names, but only {len(COLOURS)} colours can be told apart: group some as ''")
-        for name, colour in zip(["", *names], [GREY, *COLOURS], strict=False):
-            rows = values == name
-            ax.scatter(x[rows], y[rows], size[rows], colour, alpha=0.8 if name else 0.45, lw=0)
-            if name:  # the legend has dots of one size, and would take what stands between two $ for a formula
-                ax.scatter([], [], 40, colour, label=name.replace("$", r"\$"))
-    else:
-        ax.scatter(x, y, size, values.astype(float), cmap="viridis", alpha=0.85, lw=0)
+    size, values = np.broadcast_to(size, x.shape), np.asarray(colour_by)
+    names = sorted(set(values.tolist()) - {""})
+    if len(names) > len(COLOURS):
+        raise ValueError(f"{len(names)} names, but only {len(COLOURS)} colours can be told apart: group some as ''")
+    for name, colour in zip(["", *names], [GREY, *COLOURS], strict=False):
+        rows = values == name
+        ax.scatter(x[rows], y[rows], size[rows], colour, alpha=0.8 if name else 0.45, lw=0)
+        if name:  # the legend has dots of one size, and would take what stands between two $ for a formula
+            ax.scatter([], [], 40, colour, label=name.replace("$", r"\$"))
     ax.set_title(title, fontsize=11)
     ax.set(xticks=[], yticks=[])
     ax.margins(0.06)

@@ -22,9 +22,9 @@ from dssm_helpers.onnx_export import PARTS, VARIANTS, OnnxTower, compress_onnx, 
 from dssm_helpers.vocabulary import Vocabulary
 
 
-def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "recency:1", "recency:10")) -> DSSM:
+def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "recency:3"), **options: int) -> DSSM:
     torch.manual_seed(0)
-    user, item = default_features(data, dim=16, side_dim=8, pooling=pooling)
+    user, item = default_features(data, dim=16, side_dim=8, pooling=pooling, **options)
     params = {"dims": (32, 16), "dropout": 0.5}
     model = DSSM(user, item, params, params)
     with torch.no_grad():  # far from the small values it starts with, so that differences would show
@@ -117,10 +117,8 @@ def test_export_switches_dropout_off_restores_every_mode_and_reads_a_learned_tem
     ("change", "error", "message"),
     [
         ({"age": [-1, 2]}, ValueError, r"'age': id -1 is outside 0 … \d+;"),
-        ({"history": [[3, 2], [4, 10_000]]}, ValueError, "'history': id 10000 is outside 0 … 121;"),
         ({"history": [[3, 2], [4, 122]]}, ValueError, "'history': id 122 is outside 0 … 121;"),
         ({"zip": [2.0, 3.0]}, ValueError, "'zip': expected whole numbers.*float64"),
-        ({"zip": ["021", "945"]}, ValueError, "'zip': expected whole numbers"),
         ({"gender": [True, False]}, ValueError, "'gender': expected whole numbers"),
         ({"history": [2, 3]}, ValueError, r"'history': expected .*'batch', 'length'\], got int64 \[2\]"),
         ({"age": [[2], [3]]}, ValueError, r"'age': expected .*'batch'\], got int64 \[2, 1\]"),

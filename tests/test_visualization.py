@@ -175,12 +175,8 @@ def test_maps_repeat_with_the_seed_and_keep_groups_together(blobs, method):
 def test_pca_is_the_projection_of_greatest_variance(blobs):
     values = np.linalg.svd(blobs - blobs.mean(axis=0), compute_uv=False)
     np.testing.assert_allclose(np.linalg.norm(embedding_map(blobs, "pca"), axis=0), values[:2], rtol=1e-4)
-
-
-@pytest.mark.parametrize(("method", "value", "message"), [("umap", 1, "pca, tsne"), ("tsne", np.nan, "NaN")])
-def test_maps_refuse_what_they_cannot_draw(method, value, message):
-    with pytest.raises(ValueError, match=message):
-        embedding_map(np.full((9, 3), value), method)
+    with pytest.raises(ValueError, match="pca, tsne"):
+        embedding_map(blobs, "umap")
 
 
 def test_labels_do_not_cover_each_other(rng):
