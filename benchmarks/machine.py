@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
     """Date, processor, cores, memory in GiB, and versions of Python, torch and NumPy."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cpu": re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[1],
+        "cpu": re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1],
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -56,7 +56,7 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
 
 
 def once(path: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What ``measure`` returns, with its key, machine and date, kept at ``path`` and next time only read.
+    """What ``measure`` returns, with its key and machine, kept at ``path`` and next time only read.
 
     So an interrupted command goes on where it stopped. To measure anew, remove the file.
     """
@@ -95,17 +95,16 @@ def answer(*parts: Callable[..., dict[str, Any]]) -> None:
 
 def memory(field: str = "VmHWM") -> int:
     """Bytes this process holds now (``VmRSS``), or the most since the start or :func:`reset_peak` (``VmHWM``)."""
-    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1])
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def reset_peak() -> None:
-    """Forget the peak so far."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    Path("/proc/self/clear_refs").write_text("5")
 
 
-def clocks() -> tuple[float, float]:
+def clocks() -> np.ndarray:
     """Seconds on the wall clock and of processor time."""
-    return time.perf_counter(), time.process_time()
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def seconds_of(function: Callable[[], Any], repeats: int = 1) -> list[float]:
@@ -117,20 +116,24 @@ def seconds_of(function: Callable[[], Any], repeats: int = 1) -> list[float]:
     return np.diff(at).tolist()
 
 
-def rates(at: Sequence[tuple[float, float]], rows: int) -> dict[str, float]:
-    """Training examples per second from :func:`clocks` before the first and after each epoch; the first warms up.
+def preparation(load: Callable[[], Any], prepare: Callable[[Any], Any]) -> dict[str, float]:
+    """Seconds of ``prepare(load())`` without the loading, and the peak of memory, what was loaded included."""
+    imports, loaded = memory("VmRSS"), load()
+    reset_peak()
+    (seconds,) = seconds_of(lambda: prepare(loaded))
+    return {"seconds": seconds, "mib_above_imports": (memory() - imports) / 2**20}
+
+
+def rates(seconds: Sequence[float], rows: int) -> dict[str, float]:
+    """Training examples per second from the seconds of every epoch; the first warms up.
 
     ``seconds_to_start`` is what the first took longer than the others: compilation, if there is any.
     """
-    wall, processor = np.diff(at, axis=0).T
-    return {
-        "examples_per_second": rows / median(wall[1:]),
-        "examples_per_cpu_second": rows / median(processor[1:]),
-        "seconds_to_start": wall[0] - median(wall[1:]),
-    }
+    usual = median(seconds[1:])
+    return {"examples_per_second": rows / usual, "seconds_to_start": seconds[0] - usual}
 
 
-def latency(recommend: Callable[[dict], Sequence], requests: str, repeats: int) -> dict[str, float]:
+def latency(recommend: Callable[[dict], Sequence], requests: str, repeats: int = 2000) -> dict[str, float]:
     """Milliseconds of one answer to the requests in a file: median and 99th percentile, after 50 to warm up."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core
     asked = json.loads(Path(requests).read_text(encoding="utf-8"))

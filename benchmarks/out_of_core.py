@@ -53,25 +53,21 @@ def flatten(parquet: Path, folder: Path, gib: float = GIB) -> None:
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
 
 
-def measure(rows: int) -> dict[str, object]:
-    with tempfile.TemporaryDirectory(dir=shared.ROOT / "artifacts") as folder:
-        parquet = Path(folder) / "ratings.parquet"
-        generate(parquet, rows, max(1_000, rows // 100), min(1_000_000, max(1_000, rows // 500)))
-        before = shared.memory("VmRSS")
-        shared.reset_peak()
-        (seconds,) = shared.seconds_of(lambda: flatten(parquet, Path(folder)))
-        peak = shared.memory()
-        size = sum(path.stat().st_size for path in Path(folder).glob("*.npy"))
-        sizes = {"peak": peak, "before": before, "parquet": parquet.stat().st_size, "arrays": size}
-        gib = {f"{name}_gib": value / 2**30 for name, value in sizes.items()}
-        return {"rows": rows, "seconds": seconds, "limit_gib": GIB, **gib}
-
-
 if __name__ == "__main__":
     parser = shared.command_line(__doc__)
     parser.add_argument("--rows", type=int, default=100_000_000)
-    parser.add_argument("--out", type=Path, default=shared.HERE / "out_of_core.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    result = measure(arguments.rows)
-    shared.write_json(arguments.out, {"machine": shared.machine(), "duckdb": duckdb.__version__, **result})
+    rows = arguments.rows
+    with tempfile.TemporaryDirectory(dir=shared.ROOT / "artifacts") as folder:
+        parquet = Path(folder) / "ratings.parquet"
+        generate(parquet, rows, max(1_000, rows // 100), min(1_000_000, max(1_000, rows // 500)))
+        sizes = {"before": shared.memory("VmRSS")}
+        shared.reset_peak()
+        (seconds,) = shared.seconds_of(lambda: flatten(parquet, Path(folder)))
+        sizes |= {"peak": shared.memory(), "parquet": parquet.stat().st_size}
+        sizes["arrays"] = sum(path.stat().st_size for path in Path(folder).glob("*.npy"))
+    result = {"machine": shared.machine(), "duckdb": duckdb.__version__, "rows": rows, "seconds": seconds}
+    result |= {"limit_gib": GIB, **{f"{name}_gib": value / 2**30 for name, value in sizes.items()}}
+    shared.write_json(arguments.out, result)
     print(result)

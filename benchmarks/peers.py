@@ -56,9 +56,8 @@ def environment(name: str) -> Path:
     if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
         print(f"environment of {name} (once, about 1 GB) …", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "torch==2.13.0"]
-        subprocess.run(pip, check=True)
-        subprocess.run([*pip, *ENVIRONMENTS[name]], check=True)
+        for packages in (["torch==2.13.0"], ENVIRONMENTS[name]):
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
         ready.write_text(wanted, encoding="utf-8")
     return python
 
@@ -78,40 +77,40 @@ def take_turns(our_turn: Callable[[], dict], their_turn: Callable[[], dict], rou
     return {**medians, "rounds": rounds, "threads": 1, "peer": RECHUB}
 
 
-def tables(name: str = "ml-100k", n_ratings: int = 0) -> Path:
+def tables(name: str = "ml-100k") -> Path:
     """The input of both sides, as a file; made once."""
     path = shared.PEERS / "inputs" / f"{name}.npz"
     if not path.exists():
-        save_tables(synthetic(n_ratings) if n_ratings else load_movielens(name), path)
+        save_tables(synthetic(1_000_000) if name == "synthetic-1m" else load_movielens(name), path)
     return path
 
 
-def prep(out: Path) -> dict[str, Any]:
+def prep() -> dict[str, Any]:
     """Preparation of ml-100k and of a million generated ratings: seconds and peak memory.
 
     The peer once with the three sampled negatives per positive of its example, once without any, as in-batch training
     needs it. We draw negatives while training. With a million ratings the peer takes up to 12 GiB.
     """
     result = {}
-    for name, rounds, path in (("ml-100k", ROUNDS, tables()), ("synthetic-1m", 1, tables("synthetic-1m", 1_000_000))):
+    for name, rounds in (("ml-100k", ROUNDS), ("synthetic-1m", 1)):
+        path = tables(name)
         sides = partial(ours, "prep", tables=path), partial(rechub, "prep", tables=path, neg_ratio=3)
-        result[name] = take_turns(*sides, rounds=rounds)
-        result[name]["theirs_without_negatives"] = rechub("prep", tables=path)
+        result[name] = take_turns(*sides, rounds)
+        result[name]["theirs_without_negatives"] = rechub("prep", tables=path, neg_ratio=0)
     return result
 
 
-def train(out: Path) -> dict[str, Any]:
-    """Training examples per second; and what share of the processor's peak our step reaches."""
-    sides = [partial(side, "train", tables=tables()) for side in (ours, rechub)]
-    return take_turns(*sides) | {"profile": ours("profile", tables=tables())}
+def train() -> dict[str, Any]:
+    """Training examples per second."""
+    return take_turns(*(partial(side, "train", tables=tables()) for side in (ours, rechub)))
 
 
-def evaluate(out: Path) -> dict[str, Any]:
+def evaluate() -> dict[str, Any]:
     """All vectors and the evaluation of every test user."""
     return take_turns(*(partial(side, "evaluate", tables=tables()) for side in (ours, rechub)))
 
 
-def serve(out: Path) -> dict[str, Any]:
+def serve() -> dict[str, Any]:
     """One user's answer, raw ids to titles, on one core; ours in a process that cannot import torch."""
     workspace = Workspace("ml-100k", progress=False)
     data, test = workspace.data, workspace.split.test[:500]
@@ -125,7 +124,7 @@ def serve(out: Path) -> dict[str, Any]:
         return take_turns(our_turn, partial(rechub, "serve", tables=tables(), requests=requests))
 
 
-def quality(out: Path) -> dict[str, Any]:
+def quality() -> dict[str, Any]:
     """Seconds to the peer's best Hit@100."""
     options = {"tables": tables(), "seconds": PEER_SECONDS}
     theirs = [rechub("quality", **options, neg_ratio=negatives) for negatives in (3, 0)]
@@ -134,9 +133,9 @@ def quality(out: Path) -> dict[str, Any]:
     return {"threads": 1, "peer": RECHUB, "theirs": theirs, "ours": found}
 
 
-def to_sasrec(out: Path) -> dict[str, Any]:
+def to_sasrec() -> dict[str, Any]:
     """Processor seconds to the mean quality of RecBole's SASRec, on as many cores, three seeds."""
-    runs = report.sasrec_runs(shared.read_json(out))
+    runs = report.sasrec_runs(shared.read_json(shared.RESULTS))
     if not runs:
         print("no SASRec that was trained to its end: peers.py --only sasrec", flush=True)
         return {"runs": []}
@@ -145,15 +144,15 @@ def to_sasrec(out: Path) -> dict[str, Any]:
     return ours("quality", tables=tables(), **options)
 
 
-def against(out: Path) -> dict[str, Any]:
+def against() -> dict[str, Any]:
     """The course's model, three seeds, minus others on test, with the paired 95 % interval."""
     workspace = Workspace("ml-100k", progress=False)
     data, split = workspace.data, workspace.split
     model = np.array([rank_targets(workspace.scorer("dssm", seed), data, split.test) for seed in range(3)])
     scorers = {"EASE": EASE(data, split.train), "item-kNN": ItemKNN(data, split.train)}
     others = {name: [rank_targets(scorer, data, split.test)] for name, scorer in scorers.items()}
-    if report.sasrec_runs(shared.read_json(out)):
-        sasrec = shared.read_json(out.with_name(SASREC_RANKS))
+    if report.sasrec_runs(shared.read_json(shared.RESULTS)):
+        sasrec = shared.read_json(shared.HERE / SASREC_RANKS)
         others[sasrec["model"]] = list(sasrec["test"].values())
     return {"others": [{"name": n, "seeds": len(r), **compare(model, np.array(r))} for n, r in others.items()]}
 
@@ -161,12 +160,12 @@ def against(out: Path) -> dict[str, Any]:
 PARTS = {part.__name__: part for part in (prep, train, evaluate, serve, quality, to_sasrec, against)}
 
 
-def sasrec(out: Path, seeds: Sequence[int]) -> None:
+def sasrec(seeds: Sequence[int]) -> None:
     """RecBole's SASRec on all cores, ranked by our evaluation; every seed is stored when it is done."""
     for seed in seeds:
         options = {"seed": seed, "threads": os.cpu_count()}
         train_one = partial(shared.ask, environment("recbole"), "peer_recbole.py", "train", tables=tables(), **options)
-        keep_sasrec(out, seed, shared.once(shared.point("sasrec", **options), train_one))
+        keep_sasrec(shared.RESULTS, seed, shared.once(shared.point("sasrec", **options), train_one))
 
 
 def keep_sasrec(path: Path, seed: int, run: dict[str, Any]) -> None:
@@ -182,13 +181,11 @@ def keep_sasrec(path: Path, seed: int, run: dict[str, Any]) -> None:
 if __name__ == "__main__":
     parser = shared.command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=["sasrec", *PARTS], default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=shared.RESULTS, help="default: benchmarks/results.json")
     parser.add_argument("--sasrec-seeds", type=int, nargs="+", default=[2020, 2021, 2022])
     arguments = parser.parse_args()
     if "sasrec" in arguments.only:
-        sasrec(arguments.out, arguments.sasrec_seeds)
+        sasrec(arguments.sasrec_seeds)
     for part in (part for part in PARTS if part in arguments.only):
-        path = shared.point(part, sasrec=report.sasrec_runs(shared.read_json(arguments.out)))  # two compare with it
-        shared.merge_section(arguments.out, part, shared.once(path, partial(PARTS[part], arguments.out)))
-    if arguments.out == shared.RESULTS:
-        report.write()
+        path = shared.point(part, sasrec=report.sasrec_runs(shared.read_json(shared.RESULTS)))  # two compare with it
+        shared.merge_section(shared.RESULTS, part, shared.once(path, PARTS[part]))
+    report.write()

@@ -14,8 +14,7 @@ from dssm_helpers.movielens import SCHEMA, MovieLens
 
 # The widths of torch-rechub's own example (its embeddings must all have one width).
 BATCH_SIZE, MAX_HISTORY, WIDTH, DIMS = 256, 50, 16, (256, 128, 64)
-EPOCHS_TIMED = 3  # of training; the one before them warms up
-USER_COLUMNS = ("gender", "age", "occupation", "zip")
+STEPS, EPOCHS = 150, 4  # of timed training; the first epoch warms up
 
 
 def prepare(tables: MovieLens) -> tuple[EncodedData, Split, BatchBuilder]:
@@ -29,8 +28,8 @@ def save_tables(tables: MovieLens, path: Path) -> Path:
     arrays = {"name": np.asarray(tables.name)}
     for table in ("ratings", "users", "movies"):
         for column, values in getattr(tables, table).items():
-            numeric = values.dtype.kind in "iuf"
-            arrays[f"{table}.{column}"] = values.to_numpy() if numeric else values.to_numpy().astype(str)
+            array = values.to_numpy()
+            arrays[f"{table}.{column}"] = array if array.dtype.kind in "iuf" else array.astype(str)
     with shared.write_atomically(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
     return path
@@ -38,8 +37,8 @@ def save_tables(tables: MovieLens, path: Path) -> Path:
 
 def load_tables(path: str | Path) -> MovieLens:
     """What :func:`save_tables` wrote."""
+    tables = {"ratings": {}, "users": {}, "movies": {}}
     with np.load(path) as stored:
-        columns = pd.Series({tuple(key.split(".")): stored[key] for key in stored if key != "name"})
-        return MovieLens(
-            str(stored["name"]), **{t: pd.DataFrame(columns[t].to_dict()) for t in columns.index.levels[0]}
-        )
+        for table, column in (key.split(".") for key in stored if "." in key):
+            tables[table][column] = stored[f"{table}.{column}"]
+        return MovieLens(str(stored["name"]), **{table: pd.DataFrame(columns) for table, columns in tables.items()})
