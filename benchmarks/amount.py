@@ -4,12 +4,12 @@
 keeps a random share of what came before the validation row, to train on and as history. All points rank every user's
 validation row among the same candidates. Each method may choose one number on these rows: the default its epoch (as
 ever), item-kNN how many last items, EASE its l2. Each seed draws other users or ratings and starts another model.
-Points are kept in ``artifacts/ml-100k/amount/`` under a hash of settings, data and library.
+An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from variants import compare, figures
 
-from dssm_helpers.course.workspace import Workspace, code_digest
+from dssm_helpers.course.workspace import Workspace
 from dssm_helpers.data import EncodedData
 from dssm_helpers.evaluation import EASE, ItemKNN, Popularity, Scorer, TwoTowerScorer, metrics, rank_targets
 from dssm_helpers.features import BatchBuilder
-from dssm_helpers.files import digest
 from dssm_helpers.recipes import RECIPES, build_model
 from dssm_helpers.training import Trainer
 from dssm_helpers.vocabulary import FIRST, UNKNOWN
@@ -64,10 +63,9 @@ def measure(ws: Workspace, users: int, share: float, seed: int) -> dict[str, Any
 
 def point(ws: Workspace, users: int, share: float) -> dict[str, Any]:
     """Means over the seeds of every method at its best setting, and the default minus each, with 95 % intervals."""
-    made_of = [users, share, LAST, L2, asdict(RECIPES["dssm"]), ws.data.fingerprint(), code_digest()]
     runs = []
     for seed in range(SEEDS):
-        path = ws.folder / "amount" / f"{digest([*made_of, seed])[:12]}.json"
+        path = shared.point("amount", users=users, share=share, seed=seed, data=ws.data.fingerprint())
         runs.append(shared.once(path, partial(measure, ws, users, share, seed)))
     best, chosen = {}, {}
     for method, settings in runs[0]["ranks"].items():

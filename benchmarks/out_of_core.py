@@ -62,12 +62,9 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory(dir=shared.ROOT / "artifacts") as folder:
         parquet = Path(folder) / "ratings.parquet"
         generate(parquet, rows, max(1_000, rows // 100), min(1_000_000, max(1_000, rows // 500)))
-        sizes = {"before": shared.memory("VmRSS")}
         shared.reset_peak()
         (seconds,) = shared.seconds_of(lambda: flatten(parquet, Path(folder)))
-        sizes |= {"peak": shared.memory(), "parquet": parquet.stat().st_size}
-        sizes["arrays"] = sum(path.stat().st_size for path in Path(folder).glob("*.npy"))
-    result = {"machine": shared.machine(), "duckdb": duckdb.__version__, "rows": rows, "seconds": seconds}
-    result |= {"limit_gib": GIB, **{f"{name}_gib": value / 2**30 for name, value in sizes.items()}}
-    shared.write_json(arguments.out, result)
-    print(result)
+        sizes = {"limit_gib": GIB, "peak_gib": shared.memory() / 2**30, "parquet_gib": parquet.stat().st_size / 2**30}
+    about = {"machine": shared.machine(), "duckdb": duckdb.__version__}
+    shared.write_json(arguments.out, {**about, "rows": rows, "seconds": seconds, **sizes})
+    print(arguments.out.read_text(encoding="utf-8"))

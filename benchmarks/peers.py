@@ -26,12 +26,11 @@ import machine as shared
 import numpy as np
 import pandas as pd
 import report
-from task import save_tables
+from task import tables
 from variants import compare
 
 from dssm_helpers.course.workspace import Workspace
 from dssm_helpers.evaluation import EASE, ItemKNN, rank_targets
-from dssm_helpers.movielens import load_movielens, synthetic
 from dssm_helpers.serving import export_bundle
 
 RECHUB = "torch-rechub 0.9.0"
@@ -77,14 +76,6 @@ def take_turns(our_turn: Callable[[], dict], their_turn: Callable[[], dict], rou
     return {**medians, "rounds": rounds, "threads": 1, "peer": RECHUB}
 
 
-def tables(name: str = "ml-100k") -> Path:
-    """The input of both sides, as a file; made once."""
-    path = shared.PEERS / "inputs" / f"{name}.npz"
-    if not path.exists():
-        save_tables(synthetic(1_000_000) if name == "synthetic-1m" else load_movielens(name), path)
-    return path
-
-
 def prep() -> dict[str, Any]:
     """Preparation of ml-100k and of a million generated ratings: seconds and peak memory.
 
@@ -92,22 +83,16 @@ def prep() -> dict[str, Any]:
     needs it. We draw negatives while training. With a million ratings the peer takes up to 12 GiB.
     """
     result = {}
-    for name, rounds in (("ml-100k", ROUNDS), ("synthetic-1m", 1)):
-        path = tables(name)
+    for name, rounds, path in (("ml-100k", ROUNDS, tables()), ("synthetic-1m", 1, tables(1_000_000))):
         sides = partial(ours, "prep", tables=path), partial(rechub, "prep", tables=path, neg_ratio=3)
         result[name] = take_turns(*sides, rounds)
         result[name]["theirs_without_negatives"] = rechub("prep", tables=path, neg_ratio=0)
     return result
 
 
-def train() -> dict[str, Any]:
-    """Training examples per second."""
-    return take_turns(*(partial(side, "train", tables=tables()) for side in (ours, rechub)))
-
-
-def evaluate() -> dict[str, Any]:
-    """All vectors and the evaluation of every test user."""
-    return take_turns(*(partial(side, "evaluate", tables=tables()) for side in (ours, rechub)))
+def in_turns(part: str) -> dict[str, Any]:
+    """Training examples per second; or all vectors and the evaluation of every test user."""
+    return take_turns(*(partial(side, part, tables=tables()) for side in (ours, rechub)))
 
 
 def serve() -> dict[str, Any]:
@@ -157,7 +142,8 @@ def against() -> dict[str, Any]:
     return {"others": [{"name": n, "seeds": len(r), **compare(model, np.array(r))} for n, r in others.items()]}
 
 
-PARTS = {part.__name__: part for part in (prep, train, evaluate, serve, quality, to_sasrec, against)}
+PARTS = {part: partial(in_turns, part) for part in ("train", "evaluate")}
+PARTS |= {part.__name__: part for part in (prep, serve, quality, to_sasrec, against)}
 
 
 def sasrec(seeds: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import machine as shared
@@ -118,9 +118,13 @@ def fast(results: Results) -> Rows:
 
 
 def quality(results: Results) -> Rows:
-    """Quality and the seconds of training it took."""
+    """Quality on test and the seconds of training it took."""
     found = get(results, "quality/theirs") or []
     rows = [{"model": f"torch-rechub DSSM, {p['mode']}", "epochs": p["best"]["epoch"], **p["best"]} for p in found]
+    for seed, run in (get(results, "sasrec/runs") or {}).items():
+        about = {"model": f"RecBole SASRec, seed {seed}, ended by {run['stopped_by']}", "epochs": run["epoch"]}
+        clocks = {name: run.get(f"{name}_to_best") for name in ("seconds", "cpu_seconds")}
+        rows.append({**about, **clocks, **run.get("test", {})})
     for path in ("quality/ours", "to_sasrec"):
         for run in get(results, f"{path}/runs") or []:
             rows.append({"model": f"ours, {get(results, path)['model']}, {run['seeds']} seed(s)", **run})
@@ -134,22 +138,6 @@ def against(results: Results) -> Rows:
         gaps = {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*other[name]) for name in HITS}
         above = ", ".join(name for name in HITS if other[name][1] > 0) or "none"
         rows.append({"minus": f"{other['name']}, {other['seeds']} seed(s)", **gaps, "above on": above})
-    return rows
-
-
-def sasrec(results: Results) -> Rows:
-    """Every seed of RecBole's SASRec, and their mean with the sample standard deviation."""
-    columns = {"validation Hit@10": "validation/hit@10", "test Hit@10": "test/hit@10", "test Hit@100": "test/hit@100"}
-    columns |= {"test NDCG@10": "test/ndcg@10", "processor seconds to it": "cpu_seconds_to_best"}
-    runs = get(results, "sasrec/runs") or {}
-    found = {column: [get(run, path) for run in runs.values()] for column, path in columns.items()}
-    rows = []
-    for row, (seed, run) in enumerate(runs.items()):
-        ended = f"epoch {run['epoch']} of {run['epochs_run']}, ended by {run['stopped_by']}"
-        rows.append({"seed": seed, "best": ended, **{name: of[row] for name, of in found.items()}})
-    if len(rows) > 1:
-        spread = {name: f"{fmean(of):.3f} ± {stdev(of):.3f}" for name, of in found.items()}
-        rows.append({"seed": f"mean of {len(rows)}", "best": "", **spread})
     return rows
 
 
@@ -184,7 +172,7 @@ def write() -> None:
 
 def render(page: str, results: Results) -> str:
     """``RESULTS.md`` with its tables filled."""
-    for rows in (fast, quality, against, sasrec, where):
+    for rows in (fast, quality, against, where):
         page = fill_block(page, rows.__name__, table(rows(results)))
     return page
 

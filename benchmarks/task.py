@@ -10,7 +10,7 @@ import pandas as pd
 
 from dssm_helpers.data import EncodedData, Split, encode, split_by_time
 from dssm_helpers.features import BatchBuilder
-from dssm_helpers.movielens import SCHEMA, MovieLens
+from dssm_helpers.movielens import SCHEMA, MovieLens, load_movielens, synthetic
 
 # The widths of torch-rechub's own example (its embeddings must all have one width).
 BATCH_SIZE, MAX_HISTORY, WIDTH, DIMS = 256, 50, 16, (256, 128, 64)
@@ -23,8 +23,15 @@ def prepare(tables: MovieLens) -> tuple[EncodedData, Split, BatchBuilder]:
     return data, split_by_time(data), BatchBuilder(data, max_history=MAX_HISTORY)
 
 
-def save_tables(tables: MovieLens, path: Path) -> Path:
-    """The three tables as plain arrays, readable from any environment without pickle."""
+def tables(n_ratings: int = 0, n_items: int = 0) -> Path:
+    """A file with ml-100k, or with generated ratings, made once: plain arrays, readable from any environment."""
+    path = shared.PEERS / "inputs" / (f"synthetic-{n_ratings}-{n_items}.npz" if n_ratings else "ml-100k.npz")
+    if not path.exists():
+        save_tables(synthetic(n_ratings, n_movies=n_items or None) if n_ratings else load_movielens("ml-100k"), path)
+    return path
+
+
+def save_tables(tables: MovieLens, path: Path) -> None:
     arrays = {"name": np.asarray(tables.name)}
     for table in ("ratings", "users", "movies"):
         for column, values in getattr(tables, table).items():
@@ -32,7 +39,6 @@ def save_tables(tables: MovieLens, path: Path) -> Path:
             arrays[f"{table}.{column}"] = array if array.dtype.kind in "iuf" else array.astype(str)
     with shared.write_atomically(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
-    return path
 
 
 def load_tables(path: str | Path) -> MovieLens:
