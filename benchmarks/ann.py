@@ -1,8 +1,7 @@
 """Exact search against Annoy and Faiss over a large catalogue, one thread (notebook 06 shows the stored table).
 
-The vectors are the course's trained item vectors, multiplied into neighbourhoods (``dssm_helpers.retrieval.enlarge``);
-the queries are the real user vectors of the test positions. About eight minutes for a million on one core; an
-interrupted run goes on where it stopped.
+The vectors are the course's trained item vectors, multiplied into neighbourhoods (``retrieval.enlarge``), the queries
+its real user vectors. About eight minutes for a million on one core; an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations

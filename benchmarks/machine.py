@@ -32,7 +32,6 @@ from dssm_helpers.files import digest, file_digest, write_atomically  # noqa: E4
 
 
 def machine() -> dict[str, Any]:
-    """Date, processor, cores, memory in GiB, and versions of Python, torch and NumPy."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cpu": re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1],
@@ -56,10 +55,7 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
 
 
 def once(path: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What ``measure`` returns, with its key and machine, kept at ``path`` and next time only read.
-
-    So an interrupted command goes on where it stopped. To measure anew, remove the file.
-    """
+    """What ``measure`` returns, with its key and machine, kept at ``path``: an interrupted command goes on there."""
     if not path.exists():
         write_json(path, {"key": path.stem, "machine": machine(), **measure()})
     return read_json(path)
@@ -125,10 +121,7 @@ def preparation(load: Callable[[], Any], prepare: Callable[[Any], Any]) -> dict[
 
 
 def rates(seconds: Sequence[float], rows: int) -> dict[str, float]:
-    """Training examples per second from the seconds of every epoch; the first warms up.
-
-    ``seconds_to_start`` is what the first took longer than the others: compilation, if there is any.
-    """
+    """Training examples per second from the seconds of every epoch; what the first takes longer is the start."""
     usual = median(seconds[1:])
     return {"examples_per_second": rows / usual, "seconds_to_start": seconds[0] - usual}
 
@@ -156,5 +149,5 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def merge_section(path: Path, name: str, section: Mapping[str, Any]) -> None:
-    """Replace one section of a file; the others stay, and each says when and where it was measured."""
+    """Replace one section of a file; each says when and where it was measured."""
     write_json(path, dict(sorted({**read_json(path), name: {"machine": machine(), **section}}.items())))

@@ -35,8 +35,8 @@ def prep(tables: str) -> dict[str, Any]:
 def train(tables: str, steps: int = STEPS) -> dict[str, Any]:
     """Training examples per second: in-batch softmax with logQ and both masks, AdamW.
 
-    Of the peer's widths, of these with the course's poolings, and of the course's default model; each as the course
-    trains and with compiled towers, which needs a C++ compiler. Notebook 12 shows all six.
+    The peer's widths, these with the course's poolings, the course's default; each also with compiled towers (which
+    needs a C++ compiler). Notebook 12 shows all six.
     """
     data, split, batches = prepare(load_tables(tables))
     rows = split.train[: steps * BATCH_SIZE]

@@ -1,8 +1,7 @@
 """torch-rechub's half of each comparison in peers.py. Runs in torch-rechub's own environment.
 
-Called as its own example for DSSM on MovieLens calls it (``examples/matching/run_ml_dssm.py``). Nothing of it is
-patched. Data loaders run in this process: with worker processes it would use more cores than we do. Its items have one
-genre (the first, as in its example), which is less work than our list of genres.
+Called as its example for DSSM on MovieLens does (``examples/matching/run_ml_dssm.py``), unpatched. Data loaders run in
+this process, so that it uses one core as we do. Its items have the first genre only, as in its example: less work.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class Trained:
         data, raw = load_frame(tables)
         train, self.test = prepare(data, neg_ratio)
         train = {name: values[:rows] for name, values in train.items()}
-        self.n_rows, self.items, self.folder = len(train["label"]), profiles(data)[1], folder
+        self.items, self.folder = profiles(data)[1], folder
         self.loader, *self.both_sides = MatchDataGenerator(train, train["label"]).generate_dataloader(
             self.test, df_to_dict(self.items), batch_size=batch_size, num_workers=0
         )
@@ -108,7 +107,7 @@ def prep(tables: str, neg_ratio: int) -> dict[str, Any]:
 def train(tables: str, steps: int = task.STEPS) -> dict[str, Any]:
     """Training examples per second in its in-batch mode (``in_batch_neg=True``)."""
     peer = Trained(tables, ".", rows=steps * task.BATCH_SIZE)
-    return shared.rates(shared.seconds_of(peer.epoch, task.EPOCHS), peer.n_rows) | {"steps": steps}
+    return shared.rates(shared.seconds_of(peer.epoch, task.EPOCHS), steps * task.BATCH_SIZE) | {"steps": steps}
 
 
 def evaluate(tables: str) -> dict[str, Any]:

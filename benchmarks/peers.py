@@ -7,7 +7,6 @@ Each part is a section of ``results.json``, from which report.py makes the table
 
     python benchmarks/peers.py                      # all but SASRec's training, about ten minutes on two idle cores
     python benchmarks/peers.py --only sasrec        # RecBole's SASRec, three seeds until its patience ends: hours
-    python benchmarks/peers.py --only prep train    # some parts
 """
 
 from __future__ import annotations
@@ -121,8 +120,7 @@ def quality() -> dict[str, Any]:
 def to_sasrec() -> dict[str, Any]:
     """Processor seconds to the mean quality of RecBole's SASRec, on as many cores, three seeds."""
     runs = report.sasrec_runs(shared.read_json(shared.RESULTS))
-    if not runs:
-        print("no SASRec that was trained to its end: peers.py --only sasrec", flush=True)
+    if not runs:  # none was trained to its end
         return {"runs": []}
     target = {name: float(np.mean([run["test"][name] for run in runs])) for name in report.HITS}
     options = {"target": target, "seeds": 3, "epochs": (3, 4, 6, 8, 10), "threads": os.cpu_count()}

@@ -61,27 +61,19 @@ def sasrec_runs(results: Results) -> list[Results]:
 
 def reach(results: Results) -> dict[str, float]:
     """Seconds of training to two qualities; infinite where no run of ours got there."""
+
+    def soonest(section: str, clock: str) -> float:
+        return next((run[clock] for run in get(results, section)["runs"] if run["reached"]), math.inf)
+
     found = {}
     if quality := results.get("quality"):
         best = max((peer["best"] for peer in quality["theirs"]), key=lambda best: best["hit@100"])
-        found |= {"peer_best": best["seconds"], "ours": soonest(quality["ours"], "seconds")}
+        found |= {"peer_best": best["seconds"], "ours": soonest("quality/ours", "seconds")}
     if runs := sasrec_runs(results):
         found["sasrec"] = fmean(run["cpu_seconds_to_best"] for run in runs)
         if "to_sasrec" in results:
-            found["to_sasrec"] = soonest(results["to_sasrec"], "cpu_seconds")
+            found["to_sasrec"] = soonest("to_sasrec", "cpu_seconds")
     return found
-
-
-def soonest(ours: Results, clock: str) -> float:
-    """Of the first run that reached its target."""
-    return next((run[clock] for run in ours["runs"] if run["reached"]), math.inf)
-
-
-def how_trained(results: Results) -> str:
-    """For SASRec's row: how many seeds and epochs, and what ended them."""
-    if not (epochs := [run["epoch"] for run in sasrec_runs(results)]):
-        return "not trained to its end"
-    return f"mean of {len(epochs)} seeds, best at epoch {min(epochs)} to {max(epochs)}, ended by patience"
 
 
 def show(value: float | None, unit: str) -> str:
@@ -97,8 +89,10 @@ def show(value: float | None, unit: str) -> str:
 
 def fast(results: Results) -> Rows:
     """The first table: what the peer needs, what we need, the ratio, the two marks, and whether they are met."""
+    how, rows = "not trained to its end", []
+    if epochs := [run["epoch"] for run in sasrec_runs(results)]:
+        how = f"mean of {len(epochs)} seeds, best at epoch {min(epochs)} to {max(epochs)}, ended by patience"
     results = {**results, "reach": reach(results)}
-    rows = []
     for what, unit, peer_path, ours_path, at_least, goal in ROWS:
         peer, ours = get(results, peer_path), get(results, ours_path)
         ratio = None if peer is None or ours is None else ours / peer if unit == "/s" else peer / ours
@@ -106,7 +100,7 @@ def fast(results: Results) -> Rows:
         marks = {"goal met": goal, "at least met": at_least, "**not met**": -sign * math.inf}
         met = [verdict for verdict, limit in marks.items() if judged is not None and sign * judged >= sign * limit]
         rows.append({
-            "against the peer": what.format(how_trained(results)),
+            "against the peer": what.format(how),
             "peer": show(peer, unit),
             "ours": show(ours, unit),
             "ratio": f"{ratio:.3g}×" if ratio else "–",

@@ -3,15 +3,11 @@
     python benchmarks/scaling.py                              # up to 32 M ratings and a million items
     python benchmarks/scaling.py --sizes 100000 --items 1000
 
-Every stage runs in a process of its own and reports its peak memory. ``prepare``: three tables to the first batch, the
-quickest of three. ``epoch``: one of training; of more than 150 steps the rest is extrapolated, and marked.
-Measured three ways, because the user table grows with the ratings: as the course does it (a large user table is updated
-row by row), without the user id, and with the whole user table updated at every step, which shows what that costs.
-``evaluate``: all vectors and the full ranking of every user's test item.
-
-``rows`` have the same catalogue at every size, so a slope of 1 on log axes means "twice the ratings, twice the cost".
-``catalogue`` has the same ratings with ever more items, where a table of the catalogue's size in every step shows.
-Writes ``benchmarks/scaling.json``; an interrupted run goes on where it stopped.
+Every stage is a process of its own and reports its peak memory. ``prepare``: tables to the first batch, the quickest of
+three. ``epoch``: of training, as the course does it, without the user id, and with the whole user table updated at each
+step; of more than 150 steps the rest is extrapolated, and marked. ``evaluate``: the ranking of every user's test item.
+``rows`` have one catalogue at every size: a slope of 1 on log axes means "twice the ratings, twice the cost".
+``catalogue`` has the same ratings with ever more items. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -4,10 +4,8 @@
     python benchmarks/variants.py --only sweeps     # or ablation
 
 A sweep trains half as long as the default and is read on validation. The ablation trains in full, with several seeds,
-and is read on test; every choice in the default was made on validation.
-
-Each run is kept in ``artifacts/<dataset>/variants/`` under a hash of its settings, the data, the split and the code
-that ran. So an interrupted command goes on where it stopped, and a changed library starts anew.
+and is read on test; every choice in the default was made on validation. Each run is kept in
+``artifacts/<dataset>/variants/``: an interrupted command goes on where it stopped, and a changed library starts anew.
 """
 
 from __future__ import annotations
@@ -106,11 +104,7 @@ def run(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
 
 
 def measure(ws: Workspace, variant: Variant, seed: int = 0) -> dict[str, Any]:
-    """Train a variant and rank every user's held-out movies.
-
-    ``ranks`` are those of every user's validation and test row: of a diverged run the worst there is; a refit has seen
-    the validation rows.
-    """
+    """Train a variant and rank every user's validation and test row (of a diverged run the worst rank there is)."""
     data, split, recipe = ws.data, ws.split, variant.recipe
     # Seen movies are masked by a batch's history, so no variant gets a shorter one than the default.
     batches = BatchBuilder(data, max(ws.batches.max_history, recipe.max_history))
@@ -187,10 +181,7 @@ def point(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ablation(ws: Workspace) -> dict[str, Any]:
-    """The content of ``ablation.json``; missing runs are made.
-
-    ``difference`` is variant minus the course's model, each user averaged over seeds first.
-    """
+    """The content of ``ablation.json``; ``difference`` is variant minus the course's model."""
     rows, everywhere, course = [], [], None
     for variant in ABLATION:
         runs = [run(ws, variant, seed) for seed in range(variant.seeds)]

@@ -41,8 +41,8 @@ def test_merge_replaces_one_section_and_keeps_the_others(tmp_path):
     for name, section in (("a", {"x": 1}), ("b", {"x": np.float32(0.5)}), ("a", {"y": 2})):
         machine.merge_section(path, name, section)
     results = machine.read_json(path)
-    assert results["a"].pop("machine")["date"]
-    assert (results["a"], results["b"]["x"]) == ({"y": 2}, 0.5)
+    assert all(section.pop("machine")["date"] for section in results.values())
+    assert results == {"a": {"y": 2}, "b": {"x": 0.5}}
 
 
 def test_peak_memory_sees_what_was_freed():
@@ -58,8 +58,7 @@ def test_both_sides_read_the_same_tables(tables, data, tmp_path):
 
 
 def test_training_rates_come_from_the_epochs_after_the_first():
-    rates = machine.rates([10.0, 2.0, 1.0, 7.0], rows=100)
-    assert rates == {"examples_per_second": 50.0, "seconds_to_start": 8.0}
+    assert machine.rates([10.0, 2.0, 1.0, 7.0], rows=100) == {"examples_per_second": 50.0, "seconds_to_start": 8.0}
 
 
 @pytest.mark.parametrize("name", ["amount", "ann", "out_of_core", "peers", "report", "scaling", "variants"])
@@ -102,9 +101,7 @@ def test_verdicts_at_their_marks(section, figure, peer, goal, at_least):
 
 
 def test_an_empty_report_claims_nothing():
-    page = report.render(PAGE, {})
-    assert page.count("| not measured |\n") == 14
-    assert page.count("\nnot measured\n") == 3
+    assert verdicts({}) == []
 
 
 def trained(reached: bool) -> dict:
