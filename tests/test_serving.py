@@ -150,6 +150,7 @@ def test_seeing_nearly_everything_leaves_the_rest(recommender):
         ({"user": {"age": "old"}}, "age: expected a number, got 'old'"),
         ({"user": {"age": -3}}, "age: expected between 0 and 130, got -3"),
         ({"k": 0}, "k must be between 1 and 120, the number of items; got 0"),
+        ({"k": 121}, "k must be between 1 and 120"),
         ({"k": 2.5}, "k: expected a whole number, got 2.5"),
         ({"history": ["x" * 100_000]}, r"no item is called 'x{30,40}\.\.\.x{30,40}'; nothing"),
     ],
