@@ -60,8 +60,7 @@ def environment(name: str) -> Path:
     return python
 
 
-def ours(part: str, **options: Any) -> dict[str, Any]:
-    return shared.ask(sys.executable, "our_side.py", part, **options)
+ours = partial(shared.ask, sys.executable, "our_side.py")
 
 
 def rechub(part: str, **options: Any) -> dict[str, Any]:

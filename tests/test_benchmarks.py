@@ -26,8 +26,6 @@ from dssm_helpers.data import encode  # noqa: E402
 from dssm_helpers.objectives import TrainingConfig  # noqa: E402
 from dssm_helpers.recipes import Recipe  # noqa: E402
 
-PAGE = (BENCHMARKS / "RESULTS.md").read_text(encoding="utf-8")
-
 
 def test_where_machines_differ_each_value_stands_once():
     here = machine.machine()
@@ -45,9 +43,10 @@ def test_merge_replaces_one_section_and_keeps_the_others(tmp_path):
     assert results == {"a": {"y": 2}, "b": {"x": 0.5}}
 
 
-def test_peak_memory_sees_what_was_freed():
-    found = machine.preparation(lambda: None, lambda _: np.ones(8_000_000).sum())  # 61 MiB
-    assert found["mib_above_imports"] > 50
+def test_peak_memory_sees_what_preparation_freed_and_not_what_loading_did():
+    work = (lambda *_: np.ones(8_000_000).sum()), (lambda *_: None)  # 61 MiB
+    assert machine.preparation(work[1], work[0])["mib_above_imports"] > 50
+    assert machine.preparation(work[0], work[1])["mib_above_imports"] < 50
 
 
 def test_both_sides_read_the_same_tables(tables, data, tmp_path):
@@ -77,6 +76,7 @@ def test_scaling_grows_the_catalogue_too_and_measures_a_point_once_for_its_code(
     monkeypatch.setattr(machine, "ask", ask)
     monkeypatch.setattr(machine, "POINTS", tmp_path)
     monkeypatch.setattr(machine, "PEERS", tmp_path)
+    monkeypatch.setattr(machine, "file_digest", lambda path: "")
     rows = [scaling.measure(300, items, "epoch") for items in (100, 200, 100, 200)]
     assert len(asked) == 2
     assert math.isclose(scaling.slopes(rows[:2], "items")["epoch"]["seconds"], 1.0)
@@ -92,7 +92,6 @@ def verdicts(results: dict) -> list[str]:
 @pytest.mark.parametrize(
     ("section", "figure", "peer", "goal", "at_least"),
     [("serve", "p99_ms", 4.0, 1.0, 5.0), ("evaluate", "seconds", 6.0, 0.6, 2.0)],
-    ids=["less is better", "ratio"],
 )
 def test_verdicts_at_their_marks(section, figure, peer, goal, at_least):
     marks = {goal: "goal met", goal + 0.01: "at least met", at_least: "at least met", at_least + 0.01: "**not met**"}
@@ -156,7 +155,6 @@ def test_a_run_is_made_once_and_again_when_the_code_has_changed(small, monkeypat
     monkeypatch.setattr(variants, "code_digest", lambda: "edited")
     variants.run(small, variant("default"))
     assert made == ["default", "warmer", "default"]
-    assert len(first["ranks"]["validation"]) == len(small.split.validation)
 
 
 def test_a_changed_model_several_members_and_a_diverged_run_are_recorded_as_such(small):
@@ -169,16 +167,14 @@ def test_a_changed_model_several_members_and_a_diverged_run_are_recorded_as_such
 
 
 def test_the_stored_sweeps_are_those_of_the_list():
-    stored = machine.read_json(BENCHMARKS / "sweeps.json")
-    assert set(stored["sweeps"]) == set(variants.SWEEPS)
-    for sweep in stored["sweeps"].values():
-        assert all(key in stored["points"] for point in sweep["points"] for key in point["keys"])
+    assert set(machine.read_json(BENCHMARKS / "sweeps.json")["sweeps"]) == set(variants.SWEEPS)
     rows = machine.read_json(BENCHMARKS / "ablation.json")["rows"]
     assert [row["name"] for row in rows] == [variant.name for variant in variants.ABLATION]
 
 
 def test_committed_results_render():
-    assert report.render(PAGE, machine.read_json(machine.RESULTS)) == PAGE, "run python benchmarks/report.py"
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert report.render(page, machine.read_json(machine.RESULTS)) == page, "run python benchmarks/report.py"
 
 
 def test_committed_sasrec_ranks_give_the_reported_metrics():
