@@ -4,12 +4,13 @@
 keeps a random share of what came before the validation row, to train on and as history. All points rank every user's
 validation row among the same candidates. Each method may choose one number on these rows: the default its epoch (as
 ever), item-kNN how many last items, EASE its l2. Each seed draws other users or ratings and starts another model.
-Points are kept in ``artifacts/ml-100k/amount/`` under a hash of settings, data, split and library.
+An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import machine as shared
@@ -17,11 +18,10 @@ import numpy as np
 import torch
 from variants import compare, figures
 
-from dssm_helpers.course.workspace import Workspace, code_digest
+from dssm_helpers.course.workspace import Workspace
 from dssm_helpers.data import EncodedData
 from dssm_helpers.evaluation import EASE, ItemKNN, Popularity, Scorer, TwoTowerScorer, metrics, rank_targets
 from dssm_helpers.features import BatchBuilder
-from dssm_helpers.files import digest
 from dssm_helpers.recipes import RECIPES, build_model
 from dssm_helpers.training import Trainer
 from dssm_helpers.vocabulary import FIRST, UNKNOWN
@@ -63,20 +63,25 @@ def measure(ws: Workspace, users: int, share: float, seed: int) -> dict[str, Any
 
 def point(ws: Workspace, users: int, share: float) -> dict[str, Any]:
     """Means over the seeds of every method at its best setting, and the default minus each, with 95 % intervals."""
-    made_of = [users, share, LAST, L2, asdict(RECIPES["dssm"]), ws.data.fingerprint(), ws.split.fingerprint()]
-    keys = [digest([*made_of, seed, code_digest()])[:12] for seed in range(SEEDS)]
-    paths = [ws.folder / "amount" / f"{key}.json" for key in keys]
-    runs = [shared.once(path, lambda s=seed: measure(ws, users, share, s)) for seed, path in enumerate(paths)]
-    about: dict[str, Any] = {"users": users, "share": share, "rows": int(np.mean([run["rows"] for run in runs]))}
-    best, about["chosen"] = {}, {}
+    runs = []
+    for seed in range(SEEDS):
+        path = shared.point("amount", users=users, share=share, seed=seed, data=ws.data.fingerprint())
+        runs.append(shared.once(path, partial(measure, ws, users, share, seed)))
+    best, chosen = {}, {}
     for method, settings in runs[0]["ranks"].items():
         ranks = {s: np.array([run["ranks"][method][s] for run in runs]) for s in settings}  # [seeds, users]
-        about["chosen"][method] = max(ranks, key=lambda s, r=ranks: (r[s] <= 10).mean())
-        best[method] = ranks[about["chosen"][method]]
-    about["methods"] = {method: figures(ranks) for method, ranks in best.items()}
-    about["dssm_minus"] = {name: compare(best["dssm"], ranks) for name, ranks in best.items() if name != "dssm"}
-    about["range_of_seeds"] = {f"hit@{k}": np.ptp((best["dssm"] <= k).mean(axis=1)) for k in (10, 100)}
-    return {**about, "machine": shared.machines(runs)}
+        chosen[method] = max(ranks, key=lambda s, r=ranks: (r[s] <= 10).mean())
+        best[method] = ranks[chosen[method]]
+    return {
+        "users": users,
+        "share": share,
+        "rows": int(np.mean([run["rows"] for run in runs])),
+        "chosen": chosen,
+        "methods": {method: figures(ranks) for method, ranks in best.items()},
+        "dssm_minus": {name: compare(best["dssm"], ranks) for name, ranks in best.items() if name != "dssm"},
+        "range_of_seeds": {f"hit@{k}": np.ptp((best["dssm"] <= k).mean(axis=1)) for k in (10, 100)},
+        "machine": shared.machines(runs),
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every benchmark shares: which machine, points kept, a process per measurement, memory, time, files."""
+"""What every benchmark shares: machine, points kept, a process per measurement, memory, time, files. For Linux."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -33,12 +32,9 @@ from dssm_helpers.files import digest, file_digest, write_atomically  # noqa: E4
 
 
 def machine() -> dict[str, Any]:
-    """Date, processor, cores, memory in GiB, and versions of Python, torch and NumPy."""
-    info = Path("/proc/cpuinfo")  # Linux has the processor's full name there
-    named = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.exists() else None
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cpu": named[1] if named else platform.processor() or platform.machine(),
+        "cpu": re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())[1],
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -58,14 +54,8 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-# -- Points ------------------------------------------------------------------------------------------------------------
-
-
 def once(path: Path, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What ``measure`` returns, with its key, machine and date, kept at ``path`` and next time only read.
-
-    So an interrupted command goes on where it stopped. To measure anew, remove the file.
-    """
+    """What ``measure`` returns, with its key and machine, kept at ``path``: an interrupted command goes on there."""
     if not path.exists():
         write_json(path, {"key": path.stem, "machine": machine(), **measure()})
     return read_json(path)
@@ -76,9 +66,6 @@ def point(name: str, **settings: Any) -> Path:
     files = sorted([*ROOT.glob("dssm_helpers/*.py"), *HERE.glob("*.py")])
     code = [file_digest(file) for file in files if file.name != "report.py"]  # it measures nothing
     return POINTS / f"{name}-{digest([settings, code])[:12]}.json"
-
-
-# -- A process per measurement -----------------------------------------------------------------------------------------
 
 
 def ask(python: str | Path, script: str, part: str, *, threads: int = 1, **options: Any) -> dict[str, Any]:
@@ -102,29 +89,18 @@ def answer(*parts: Callable[..., dict[str, Any]]) -> None:
     print(json.dumps(result, default=float))
 
 
-# -- Memory and time ---------------------------------------------------------------------------------------------------
-
-
 def memory(field: str = "VmHWM") -> int:
-    """Bytes this process holds now (``VmRSS``), or the most since the start or :func:`reset_peak` (``VmHWM``).
-
-    Without Linux' /proc always the most since the start.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return 1024 * int(re.search(rf"{field}:\s+(\d+)", status.read_text(encoding="ascii"))[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Bytes this process holds now (``VmRSS``), or the most since the start or :func:`reset_peak` (``VmHWM``)."""
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def reset_peak() -> None:
-    """Forget the peak so far (Linux; elsewhere nothing)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    Path("/proc/self/clear_refs").write_text("5")
 
 
-def clocks() -> tuple[float, float]:
+def clocks() -> np.ndarray:
     """Seconds on the wall clock and of processor time."""
-    return time.perf_counter(), time.process_time()
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def seconds_of(function: Callable[[], Any], repeats: int = 1) -> list[float]:
@@ -136,34 +112,28 @@ def seconds_of(function: Callable[[], Any], repeats: int = 1) -> list[float]:
     return np.diff(at).tolist()
 
 
-def rates(at: Sequence[tuple[float, float]], rows: int) -> dict[str, float]:
-    """Training examples per second from :func:`clocks` before the first and after each epoch; the first warms up.
-
-    ``seconds_to_start`` is what the first took longer than the others: compilation, if there is any.
-    """
-    wall, processor = np.diff(at, axis=0).T
-    return {
-        "examples_per_second": rows / median(wall[1:]),
-        "examples_per_cpu_second": rows / median(processor[1:]),
-        "seconds_to_start": wall[0] - median(wall[1:]),
-    }
+def preparation(load: Callable[[], Any], prepare: Callable[[Any], Any]) -> dict[str, float]:
+    """Seconds of ``prepare(load())`` without the loading, and the peak of memory, what was loaded included."""
+    imports, loaded = memory("VmRSS"), load()
+    reset_peak()
+    (seconds,) = seconds_of(lambda: prepare(loaded))
+    return {"seconds": seconds, "mib_above_imports": (memory() - imports) / 2**20}
 
 
-def latency(recommend: Callable[[dict], Sequence], requests: str, repeats: int) -> dict[str, float]:
-    """Milliseconds of one answer to the requests in a file: median and 99th percentile, after 50 to warm up.
+def rates(seconds: Sequence[float], rows: int) -> dict[str, float]:
+    """Training examples per second from the seconds of every epoch; what the first takes longer is the start."""
+    usual = median(seconds[1:])
+    return {"examples_per_second": rows / usual, "seconds_to_start": seconds[0] - usual}
 
-    On one core, where the system can keep a process there.
-    """
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+def latency(recommend: Callable[[dict], Sequence], requests: str, repeats: int = 2000) -> dict[str, float]:
+    """Milliseconds of one answer to the requests in a file: median and 99th percentile, after 50 to warm up."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core
     asked = json.loads(Path(requests).read_text(encoding="utf-8"))
     assert all(len(recommend(request)) == 10 for request in asked[:50])
     turn = iter(asked * (1 + repeats // len(asked)))
-    seconds = sorted(seconds_of(lambda: recommend(next(turn)), repeats))
-    return {"p50_ms": 1e3 * median(seconds), "p99_ms": 1e3 * seconds[round(0.99 * (repeats - 1))], "requests": repeats}
-
-
-# -- Files -------------------------------------------------------------------------------------------------------------
+    p50, p99 = 1e3 * np.quantile(seconds_of(lambda: recommend(next(turn)), repeats), [0.5, 0.99])
+    return {"p50_ms": p50, "p99_ms": p99, "requests": repeats}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -171,17 +141,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of results."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=float) + "\n")
+    """Write a file of results, whole or not at all."""
+    with write_atomically(path) as temporary:
+        text = json.dumps(content, indent=1, ensure_ascii=False, default=float)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def merge_section(path: Path, name: str, section: Mapping[str, Any]) -> None:
-    """Replace one section of a file; the others stay, and each says when and where it was measured."""
+    """Replace one section of a file; each says when and where it was measured."""
     write_json(path, dict(sorted({**read_json(path), name: {"machine": machine(), **section}}.items())))

@@ -1,7 +1,6 @@
 """Our half of the part ``serve`` in peers.py: raw ids → titles where torch cannot be imported, on one core."""
 
 import sys
-from typing import Any
 
 sys.modules["torch"] = None  # an import of torch fails from here on
 
@@ -10,10 +9,9 @@ import machine as shared  # noqa: E402
 from dssm_helpers.serving import Recommender  # noqa: E402
 
 
-def serve(bundle: str, requests: str, repeats: int = 2000) -> dict[str, Any]:
-    """The latency of ``Recommender``."""
+def serve(bundle: str, requests: str) -> dict[str, float]:
     server = Recommender.load(bundle)
-    return shared.latency(lambda r: server.recommend(user=r["user_id"], history=r["history"], k=10), requests, repeats)
+    return shared.latency(lambda r: server.recommend(user=r["user_id"], history=r["history"], k=10), requests)
 
 
 if __name__ == "__main__":

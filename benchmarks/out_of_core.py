@@ -8,9 +8,7 @@ Notebook 12 shows the same statements on its own data, and a test compares the a
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import duckdb
@@ -55,30 +53,18 @@ def flatten(parquet: Path, folder: Path, gib: float = GIB) -> None:
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(counts)]))
 
 
-def measure(rows: int) -> dict[str, object]:
+if __name__ == "__main__":
+    parser = shared.command_line(__doc__)
+    parser.add_argument("--rows", type=int, default=100_000_000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    arguments = parser.parse_args()
+    rows = arguments.rows
     with tempfile.TemporaryDirectory(dir=shared.ROOT / "artifacts") as folder:
         parquet = Path(folder) / "ratings.parquet"
         generate(parquet, rows, max(1_000, rows // 100), min(1_000_000, max(1_000, rows // 500)))
-        before = shared.memory("VmRSS")
         shared.reset_peak()
-        started = time.perf_counter()
-        flatten(parquet, Path(folder))
-        seconds, peak = time.perf_counter() - started, shared.memory()
-        size = sum(path.stat().st_size for path in Path(folder).glob("*.npy"))
-        sizes = {"peak": peak, "before": before, "parquet": parquet.stat().st_size, "arrays": size}
-        gib = {f"{name}_gib": value / 2**30 for name, value in sizes.items()}
-        return {"rows": rows, "seconds": seconds, "limit_gib": GIB, **gib}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000_000)
-    parser.add_argument("--out", type=Path, default=shared.HERE / "out_of_core.json")
-    arguments = parser.parse_args()
-    result = measure(arguments.rows)
-    shared.write_json(arguments.out, {"machine": shared.machine(), "duckdb": duckdb.__version__, **result})
-    print(result)
-
-
-if __name__ == "__main__":
-    main()
+        (seconds,) = shared.seconds_of(lambda: flatten(parquet, Path(folder)))
+        sizes = {"limit_gib": GIB, "peak_gib": shared.memory() / 2**30, "parquet_gib": parquet.stat().st_size / 2**30}
+    about = {"machine": shared.machine(), "duckdb": duckdb.__version__}
+    shared.write_json(arguments.out, {**about, "rows": rows, "seconds": seconds, **sizes})
+    print(arguments.out.read_text(encoding="utf-8"))

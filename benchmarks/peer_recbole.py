@@ -25,7 +25,7 @@ from recbole.utils import init_seed
 from task import MAX_HISTORY, load_tables, prepare
 
 from dssm_helpers.data import EncodedData
-from dssm_helpers.evaluation import metrics, rank_targets
+from dssm_helpers.evaluation import Scorer, metrics, rank_targets
 from dssm_helpers.vocabulary import FIRST
 
 PATIENCE = 10
@@ -41,7 +41,11 @@ SETTINGS = {
     "train_batch_size": 256,  # RecBole's 2048 learns far more slowly
     "learning_rate": 1e-3,
 }
-QUIET = {"metrics": ["Hit"], "valid_metric": "Hit@10", "use_gpu": False, "show_progress": False, "state": "ERROR"}
+PROTOCOL = {
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    **{"metrics": ["Hit"], "valid_metric": "Hit@10", "use_gpu": False, "show_progress": False, "state": "ERROR"},
+}
 
 
 def write_interactions(data: EncodedData, folder: Path) -> None:
@@ -53,58 +57,53 @@ def write_interactions(data: EncodedData, folder: Path) -> None:
     pd.DataFrame(columns).to_csv(folder / "ours" / "ours.inter", sep="\t", index=False)
 
 
-class RecBoleScorer:
+def scorer(model: SASRec, dataset, data: EncodedData) -> Scorer:
     """Scores of RecBole's model with our item indices as columns."""
+    theirs = dataset.token2id(dataset.iid_field, [str(i) for i in data.vocabularies["item_id"].values])
+    to_theirs = torch.cat([torch.zeros(FIRST, dtype=torch.long), torch.as_tensor(theirs, dtype=torch.long)])
 
-    def __init__(self, model: SASRec, dataset, data: EncodedData):
-        self.model, self.data = model, data
-        theirs = dataset.token2id(dataset.iid_field, [str(i) for i in data.vocabularies["item_id"].values])
-        self.to_theirs = torch.cat([torch.zeros(FIRST, dtype=torch.long), torch.as_tensor(theirs, dtype=torch.long)])
-
-    def __call__(self, positions: np.ndarray) -> torch.Tensor:
+    def scores(positions: np.ndarray) -> torch.Tensor:
+        histories = [to_theirs[data.history(p)[-MAX_HISTORY:].astype(np.int64)] for p in positions]
         sequence = torch.zeros(len(positions), MAX_HISTORY, dtype=torch.long)  # oldest first, zeros at the end
-        length = torch.ones(len(positions), dtype=torch.long)
-        for row, position in enumerate(positions):
-            history = self.data.history(position)[-MAX_HISTORY:].astype(np.int64)
-            sequence[row, : len(history)] = self.to_theirs[torch.from_numpy(history)]
-            length[row] = max(1, len(history))
-        self.model.eval()
+        for row, history in zip(sequence, histories, strict=True):
+            row[: len(history)] = history
+        length = torch.tensor([max(1, len(history)) for history in histories])
+        model.eval()
         with torch.inference_mode():
-            batch = {self.model.ITEM_SEQ: sequence, self.model.ITEM_SEQ_LEN: length}
-            return self.model.full_sort_predict(batch)[:, self.to_theirs]
+            return model.full_sort_predict({model.ITEM_SEQ: sequence, model.ITEM_SEQ_LEN: length})[:, to_theirs]
+
+    return scores
 
 
-def train(tables: str, seed: int, max_epochs: int) -> dict[str, Any]:
+def train(tables: str, seed: int) -> dict[str, Any]:
     """Train until the patience ends; the metrics of the best epoch, the curve and the test ranks."""
     sys.argv = sys.argv[:1]  # RecBole's Config reads the command line too
     data, split, _ = prepare(load_tables(tables))
     with tempfile.TemporaryDirectory() as folder:
         write_interactions(data, Path(folder))
         files = {"data_path": folder, "checkpoint_dir": folder, "seed": seed}
-        files["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
-        files["eval_args"] = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
-        config = Config(model="SASRec", dataset="ours", config_dict={**SETTINGS, **QUIET, **files})
+        config = Config(model="SASRec", dataset="ours", config_dict={**SETTINGS, **PROTOCOL, **files})
         init_seed(seed, config["reproducibility"])
         dataset = create_dataset(config)
         rows, _, _ = data_preparation(config, dataset)
         model = SASRec(config, rows.dataset)
-        trainer, scorer = Trainer(config, model), RecBoleScorer(model, dataset, data)
+        trainer, score = Trainer(config, model), scorer(model, dataset, data)
         curve: list[dict] = []
         best, at = {"epoch": 0, "hit@10": -1.0}, np.zeros(2)
-        while len(curve) - best["epoch"] < PATIENCE and len(curve) < max_epochs:
+        while len(curve) - best["epoch"] < PATIENCE:
             started = shared.clocks()
             trainer._train_epoch(rows, len(curve))
-            at = at + np.subtract(shared.clocks(), started)
-            found = metrics(rank_targets(scorer, data, split.validation))
+            at += shared.clocks() - started
+            found = metrics(rank_targets(score, data, split.validation))
             curve.append({"epoch": len(curve) + 1, "seconds": at[0], "cpu_seconds": at[1], **found})
             print(curve[-1], flush=True)
             if found["hit@10"] > best["hit@10"]:
-                best, ranks = curve[-1], rank_targets(scorer, data, split.test)
+                best, ranks = curve[-1], rank_targets(score, data, split.test)
     return {
         "settings": {**SETTINGS, "patience": PATIENCE},
         "versions": {name: shared.version(name) for name in ("recbole", "torch", "numpy", "pandas", "scipy")},
         "threads": torch.get_num_threads(),
-        "stopped_by": "patience" if len(curve) - best["epoch"] >= PATIENCE else "limit",
+        "stopped_by": "patience",
         "epoch": best["epoch"],
         "epochs_run": len(curve),
         "validation": {name: best[name] for name in found},

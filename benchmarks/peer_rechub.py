@@ -1,8 +1,7 @@
 """torch-rechub's half of each comparison in peers.py. Runs in torch-rechub's own environment.
 
-Called as its own example for DSSM on MovieLens calls it (``examples/matching/run_ml_dssm.py``). Nothing of it is
-patched. Data loaders run in this process: with worker processes it would use more cores than we do. Its items have one
-genre (the first, as in its example), which is less work than our list of genres.
+Called as its example for DSSM on MovieLens does (``examples/matching/run_ml_dssm.py``), unpatched. Data loaders run in
+this process, so that it uses one core as we do. Its items have the first genre only, as in its example: less work.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import numpy as np
 import task
 import torch
 from sklearn.preprocessing import LabelEncoder
-from task import BATCH_SIZE, USER_COLUMNS, WIDTH
 from torch_rechub.basic.features import SequenceFeature, SparseFeature
 from torch_rechub.basic.metric import topk_metrics
 from torch_rechub.models.matching import DSSM
@@ -27,7 +25,7 @@ from torch_rechub.utils.match import Annoy, gen_model_input, generate_seq_featur
 from dssm_helpers.evaluation import metrics, rank_targets
 from dssm_helpers.vocabulary import FIRST
 
-ITEM_COLUMNS = ("year", "cate_id")
+USER_COLUMNS, ITEM_COLUMNS = ["user_id", "gender", "age", "occupation", "zip"], ["movie_id", "year", "cate_id"]
 
 
 def load_frame(path: str):
@@ -41,7 +39,7 @@ def load_frame(path: str):
     data = data.merge(tables.users, on="user_id").merge(tables.movies, on="movie_id")
     data["cate_id"] = data.pop("genres").str.split("|").str[0]
     raw = {"title": dict(zip(tables.movies["movie_id"], tables.movies["title"], strict=True))}
-    for column in ("user_id", "movie_id", *USER_COLUMNS, *ITEM_COLUMNS):
+    for column in (*USER_COLUMNS, *ITEM_COLUMNS):
         encoder = LabelEncoder()
         data[column] = encoder.fit_transform(data[column]) + 1
         raw[column] = encoder.classes_
@@ -50,8 +48,7 @@ def load_frame(path: str):
 
 def profiles(data):
     """The rows of users and of items that its example makes from the frame."""
-    users = data[["user_id", *USER_COLUMNS]].drop_duplicates("user_id")
-    return users, data[["movie_id", *ITEM_COLUMNS]].drop_duplicates("movie_id")
+    return data[USER_COLUMNS].drop_duplicates("user_id"), data[ITEM_COLUMNS].drop_duplicates("movie_id")
 
 
 def prepare(data, neg_ratio: int):
@@ -65,33 +62,28 @@ def prepare(data, neg_ratio: int):
 
 def build(raw: dict) -> DSSM:
     """Its DSSM as in its example, with the year beside the genre (its temperature is an argument its code ignores)."""
-
-    def sparse(*columns: str) -> list:
-        return [SparseFeature(column, vocab_size=len(raw[column]) + 1, embed_dim=WIDTH) for column in columns]
-
-    size = len(raw["movie_id"]) + 1
-    history = SequenceFeature("hist_movie_id", size, WIDTH, pooling="mean", shared_with="movie_id")
+    size = {column: len(values) + 1 for column, values in raw.items()}
+    user, item = ([SparseFeature(c, size[c], task.WIDTH) for c in columns] for columns in (USER_COLUMNS, ITEM_COLUMNS))
+    shared_table = {"pooling": "mean", "shared_with": "movie_id"}
+    user.append(SequenceFeature("hist_movie_id", size["movie_id"], task.WIDTH, **shared_table))
     tower = {"dims": list(task.DIMS), "activation": "prelu"}
-    user, item = [*sparse("user_id", *USER_COLUMNS), history], sparse("movie_id", *ITEM_COLUMNS)
     return DSSM(user, item, user_params=tower, item_params=tower, temperature=0.02)
 
 
 class Trained:
-    """Its model, trainer and loaders; without ``neg_ratio`` in its in-batch mode. Batch 256, Adam 1e-3."""
+    """Its model, trainer and loaders; without ``neg_ratio`` in its in-batch mode. Adam 1e-3."""
 
-    def __init__(self, tables: str, folder: str, neg_ratio: int = 0, rows: int | None = None, batch_size=BATCH_SIZE):
+    def __init__(self, tables: str, folder: str, neg_ratio: int = 0, rows: int | None = None, batch_size: int = 256):
         data, raw = load_frame(tables)
         train, self.test = prepare(data, neg_ratio)
         train = {name: values[:rows] for name, values in train.items()}
-        self.n_rows, self.items, self.folder = len(train["label"]), profiles(data)[1], folder
-        self.loader, self.users_loader, self.items_loader = MatchDataGenerator(
-            train, train["label"]
-        ).generate_dataloader(self.test, df_to_dict(self.items), batch_size=batch_size, num_workers=0)
-        adam = {"lr": 1e-3, "weight_decay": 1e-6}
-        self.model = build(raw)
-        self.trainer = MatchTrainer(
-            self.model, mode=0, model_path=folder, optimizer_params=adam, in_batch_neg=neg_ratio == 0
+        self.items, self.folder = profiles(data)[1], folder
+        self.loader, *self.both_sides = MatchDataGenerator(train, train["label"]).generate_dataloader(
+            self.test, df_to_dict(self.items), batch_size=batch_size, num_workers=0
         )
+        self.model = build(raw)
+        options = {"optimizer_params": {"lr": 1e-3, "weight_decay": 1e-6}, "in_batch_neg": neg_ratio == 0}
+        self.trainer = MatchTrainer(self.model, mode=0, model_path=folder, **options)
 
     def epoch(self) -> None:
         self.model.mode = None
@@ -101,32 +93,24 @@ class Trained:
         """For :meth:`vectors`, which loads what was saved."""
         torch.save(self.model.state_dict(), Path(self.folder) / "model.pth")
 
-    def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def vectors(self) -> list[torch.Tensor]:
         """Of all test users and of all items."""
-        users = self.trainer.inference_embedding(self.model, "user", self.users_loader, self.folder)
-        return users, self.trainer.inference_embedding(self.model, "item", self.items_loader, self.folder)
+        sides = zip(("user", "item"), self.both_sides, strict=True)
+        return [self.trainer.inference_embedding(self.model, side, loader, self.folder) for side, loader in sides]
 
 
-def prep(tables: str, neg_ratio: int = 0) -> dict[str, Any]:
+def prep(tables: str, neg_ratio: int) -> dict[str, Any]:
     """Seconds and peak memory from the encoded frame to the arrays its data loader takes (encoding not counted)."""
-    imports = shared.memory("VmRSS")
-    data, _ = load_frame(tables)
-    shared.reset_peak()
-    (seconds,) = shared.seconds_of(lambda: prepare(data, neg_ratio), 1)
-    return {"seconds": seconds, "mib_above_imports": (shared.memory() - imports) / 2**20}
+    return shared.preparation(lambda: load_frame(tables)[0], lambda data: prepare(data, neg_ratio))
 
 
-def train(tables: str, steps: int = 150) -> dict[str, Any]:
-    """Training examples per second in its in-batch mode (``in_batch_neg=True``), after a first epoch."""
-    peer = Trained(tables, ".", rows=steps * BATCH_SIZE)
-    at = [shared.clocks()]
-    for _ in range(1 + task.EPOCHS_TIMED):
-        peer.epoch()
-        at.append(shared.clocks())
-    return shared.rates(at, peer.n_rows) | {"steps": steps}
+def train(tables: str, steps: int = task.STEPS) -> dict[str, Any]:
+    """Training examples per second in its in-batch mode (``in_batch_neg=True``)."""
+    peer = Trained(tables, ".", rows=steps * task.BATCH_SIZE)
+    return shared.rates(shared.seconds_of(peer.epoch, task.EPOCHS), steps * task.BATCH_SIZE) | {"steps": steps}
 
 
-def evaluate(tables: str, repeats: int = 5) -> dict[str, Any]:
+def evaluate(tables: str) -> dict[str, Any]:
     """Seconds of its own route: both towers' ``inference_embedding``, its Annoy (10 trees, top 100), its metrics."""
     with tempfile.TemporaryDirectory() as folder:
         peer = Trained(tables, folder, batch_size=4096)
@@ -141,11 +125,11 @@ def evaluate(tables: str, repeats: int = 5) -> dict[str, Any]:
             found = {u: movies[index.query(v, 100)[0]] for u, v in zip(users, user_vectors, strict=True)}
             topk_metrics(y_true=truth, y_pred=found, topKs=[10, 100])
 
-        return {"seconds": shared.median(shared.seconds_of(route, repeats))}
+        return {"seconds": shared.median(shared.seconds_of(route, 5))}
 
 
-def quality(tables: str, seconds: float, neg_ratio: int = 0, max_epochs: int = 30) -> dict[str, Any]:
-    """Test metrics by our evaluation after every epoch, until a limit of seconds.
+def quality(tables: str, seconds: float, neg_ratio: int) -> dict[str, Any]:
+    """Test metrics by our evaluation after every epoch, until a limit of seconds or 30 epochs.
 
     Its training set holds our validation movies as well (it splits off the last movie only), which helps it.
     """
@@ -165,19 +149,18 @@ def quality(tables: str, seconds: float, neg_ratio: int = 0, max_epochs: int = 3
             scores[:, columns] = users[rows] @ items.T
             return scores
 
-        while trained < seconds and len(curve) < max_epochs:
-            trained += shared.seconds_of(peer.epoch, 1)[0]
+        while trained < seconds and len(curve) < 30:
+            trained += shared.seconds_of(peer.epoch)[0]
             peer.save()
             users, items = peer.vectors()
             found = metrics(rank_targets(scorer, data, split.test))
             curve.append({"epoch": len(curve) + 1, "seconds": round(trained, 1), **found})
             print(curve[-1], flush=True)
-    best = max(curve, key=lambda row: row["hit@100"])
     mode = f"point-wise, {neg_ratio} negatives" if neg_ratio else "in-batch"
-    return {"mode": mode, "best": best, "curve": curve}
+    return {"mode": mode, "best": max(curve, key=lambda row: row["hit@100"]), "curve": curve}
 
 
-def serve(tables: str, requests: str, repeats: int = 2000) -> dict[str, Any]:
+def serve(tables: str, requests: str) -> dict[str, Any]:
     """Raw ids → titles assembled from its parts: encode, user tower, its Annoy, drop the seen, titles. One core."""
     data, raw = load_frame(tables)
     model = build(raw).eval()
@@ -202,7 +185,7 @@ def serve(tables: str, requests: str, repeats: int = 2000) -> dict[str, Any]:
         found = (movie_ids[i] for i in index.query(vector, 10 + len(seen))[0])
         return [raw["title"][m] for m in found if m not in seen][:10]
 
-    return shared.latency(answer, requests, repeats)
+    return shared.latency(answer, requests)
 
 
 if __name__ == "__main__":

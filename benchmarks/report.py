@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import machine as shared
@@ -22,8 +22,17 @@ HITS = ("hit@10", "hit@100", "ndcg@10")
 PAGE = shared.HERE / "RESULTS.md"
 
 # What the peer needs beside what we need: where the two figures are (see get), and how many times better ours must be
-# and should be; of a latency (ms), how long ours may take.
+# and should be; of a latency (ms), how long ours may take. Of both data sets, with and without the peer's negatives:
+PREPARATION = []
+for _name, _title, _goal in (("ml-100k", "ml-100k", 10), ("synthetic-1m", "1 M generated ratings", 50)):
+    for _side, _how in (("theirs", "its example's 3 negatives"), ("theirs_without_negatives", "no negatives")):
+        _what, _paths = f"preparation of {_title} ({_how})", (f"prep/{_name}/{_side}", f"prep/{_name}/ours")
+        PREPARATION += [
+            (f"{_what}: time", "s", *(f"{path}/seconds" for path in _paths), 50, 200),
+            (f"{_what}: memory", "MiB", *(f"{path}/mib_above_imports" for path in _paths), 10, _goal),
+        ]
 ROWS = [
+    *PREPARATION,
     ("training examples per second (towers compiled)", "/s",
      "train/theirs/examples_per_second", "train/ours/compiled_examples_per_second", 3, 6),
     ("training examples per second (not compiled, the course's default)", "/s",
@@ -34,18 +43,6 @@ ROWS = [
     ("all vectors + evaluation of every test user", "s", "evaluate/theirs/seconds", "evaluate/ours/seconds", 3, 10),
     ("one user's answer, raw ids → titles, p99, one core", "ms", "serve/theirs/p99_ms", "serve/ours/p99_ms", 5, 1),
 ]  # fmt: skip
-
-
-def preparation_rows() -> list[tuple]:
-    """As :data:`ROWS`: two data sets, with and without the peer's negatives, time and memory."""
-    rows = []
-    for name, title, memory_goal in (("ml-100k", "ml-100k", 10), ("synthetic-1m", "1 M generated ratings", 50)):
-        for side, how in (("theirs", "its example's 3 negatives"), ("theirs_without_negatives", "no negatives")):
-            what, peer, ours = f"preparation of {title} ({how})", f"prep/{name}/{side}", f"prep/{name}/ours"
-            rows.append((f"{what}: time", "s", f"{peer}/seconds", f"{ours}/seconds", 50, 200))
-            memory = [f"{where}/mib_above_imports" for where in (peer, ours)]
-            rows.append((f"{what}: memory", "MiB", *memory, 10, memory_goal))
-    return rows
 
 
 def get(results: Results, path: str) -> Any:
@@ -64,30 +61,19 @@ def sasrec_runs(results: Results) -> list[Results]:
 
 def reach(results: Results) -> dict[str, float]:
     """Seconds of training to two qualities; infinite where no run of ours got there."""
-    found, quality, sasrec = {}, results.get("quality", {}), sasrec_runs(results)
-    if "theirs" in quality:  # to the target, or to the best it came to
-        best = max(quality["theirs"], key=lambda peer: peer["best"]["hit@100"])
-        there = [e for e in best["curve"] if e["hit@100"] >= quality["ours"]["target"]["hit@100"]]
-        found["peer_best"] = (there or [best["best"]])[0]["seconds"]
-        found["ours"] = soonest(quality["ours"], "seconds")
-    if sasrec:
-        found["sasrec"] = fmean(run["cpu_seconds_to_best"] for run in sasrec)
+
+    def soonest(section: str, clock: str) -> float:
+        return next((run[clock] for run in get(results, section)["runs"] if run["reached"]), math.inf)
+
+    found = {}
+    if quality := results.get("quality"):
+        best = max((peer["best"] for peer in quality["theirs"]), key=lambda best: best["hit@100"])
+        found |= {"peer_best": best["seconds"], "ours": soonest("quality/ours", "seconds")}
+    if runs := sasrec_runs(results):
+        found["sasrec"] = fmean(run["cpu_seconds_to_best"] for run in runs)
         if "to_sasrec" in results:
-            found["to_sasrec"] = soonest(results["to_sasrec"], "cpu_seconds")
+            found["to_sasrec"] = soonest("to_sasrec", "cpu_seconds")
     return found
-
-
-def soonest(ours: Results, clock: str) -> float:
-    """Of the first run that reached its target."""
-    return next((run[clock] for run in ours["runs"] if run["reached"]), math.inf)
-
-
-def how_trained(results: Results) -> str:
-    """For SASRec's row: how many seeds and epochs, and what ended them."""
-    epochs = [run["epoch"] for run in sasrec_runs(results)]
-    if not epochs:
-        return "not trained to its end"
-    return f"mean of {len(epochs)} seeds, best at epoch {min(epochs)} to {max(epochs)}, ended by patience"
 
 
 def show(value: float | None, unit: str) -> str:
@@ -98,53 +84,41 @@ def show(value: float | None, unit: str) -> str:
         value, unit = 1e3 * value, "ms"
     if unit == "MiB" and value >= 1024:
         value, unit = value / 1024, "GiB"
-    return f"{value:,.0f}" if unit == "/s" else f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
-
-
-def verdict(value: float | None, at_least: float, goal: float) -> str:
-    """``goal met``, ``at least met``, ``not met`` or ``not measured``."""
-    if value is None:
-        return "not measured"
-    return "goal met" if value >= goal else "at least met" if value >= at_least else "**not met**"
+    return cell(value) if unit == "/s" else f"{cell(value)} {unit}"
 
 
 def fast(results: Results) -> Rows:
     """The first table: what the peer needs, what we need, the ratio, the two marks, and whether they are met."""
+    how, rows = "not trained to its end", []
+    if epochs := [run["epoch"] for run in sasrec_runs(results)]:
+        how = f"mean of {len(epochs)} seeds, best at epoch {min(epochs)} to {max(epochs)}, ended by patience"
     results = {**results, "reach": reach(results)}
-    rows = []
-    for what, unit, peer_path, ours_path, at_least, goal in preparation_rows() + ROWS:
+    for what, unit, peer_path, ours_path, at_least, goal in ROWS:
         peer, ours = get(results, peer_path), get(results, ours_path)
         ratio = None if peer is None or ours is None else ours / peer if unit == "/s" else peer / ours
-        if unit == "ms":
-            judged = verdict(None if ours is None else -ours, -at_least, -goal)
-        else:
-            judged = verdict(ratio, at_least, goal)
+        judged, mark, sign = (ours, "≤ {:g} ms", -1) if unit == "ms" else (ratio, "{:g}×", 1)
+        marks = {"goal met": goal, "at least met": at_least, "**not met**": -sign * math.inf}
+        met = [verdict for verdict, limit in marks.items() if judged is not None and sign * judged >= sign * limit]
         rows.append({
-            "against the peer": what.format(how_trained(results)),
+            "against the peer": what.format(how),
             "peer": show(peer, unit),
             "ours": show(ours, unit),
             "ratio": f"{ratio:.3g}×" if ratio else "–",
-            "at least": f"≤ {at_least:g} ms" if unit == "ms" else f"{at_least:g}×",
-            "goal": f"≤ {goal:g} ms" if unit == "ms" else f"{goal:g}×",
-            "": judged,
+            "at least": mark.format(at_least),
+            "goal": mark.format(goal),
+            "": met[0] if met else "not measured",
         })  # fmt: skip
     return rows
 
 
-def behind(results: Results) -> Rows:
-    """Everything else that was timed of both sides, or of ours alone."""
-    rows = []
-    for section in ("train", "evaluate", "serve"):
-        for name, ours in (get(results, f"{section}/ours") or {}).items():
-            peer = get(results, f"{section}/theirs/{name}")
-            rows.append({"behind it": f"{section}: {name.replace('_', ' ')}", "peer": peer, "ours": ours})
-    return rows
-
-
 def quality(results: Results) -> Rows:
-    """Quality and the seconds of training it took."""
+    """Quality on test and the seconds of training it took."""
     found = get(results, "quality/theirs") or []
     rows = [{"model": f"torch-rechub DSSM, {p['mode']}", "epochs": p["best"]["epoch"], **p["best"]} for p in found]
+    for seed, run in (get(results, "sasrec/runs") or {}).items():
+        about = {"model": f"RecBole SASRec, seed {seed}, ended by {run['stopped_by']}", "epochs": run["epoch"]}
+        clocks = {name: run.get(f"{name}_to_best") for name in ("seconds", "cpu_seconds")}
+        rows.append({**about, **clocks, **run.get("test", {})})
     for path in ("quality/ours", "to_sasrec"):
         for run in get(results, f"{path}/runs") or []:
             rows.append({"model": f"ours, {get(results, path)['model']}, {run['seeds']} seed(s)", **run})
@@ -155,37 +129,10 @@ def against(results: Results) -> Rows:
     """The course's model minus others, with its interval; above where the whole interval is above zero."""
     rows = []
     for other in get(results, "against/others") or []:
-        row = {"minus": f"{other['name']}, {other['seeds']} seed(s)"}
-        for name in HITS:
-            difference, low, high = other[name]
-            row[name] = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]"
-        above = [name for name in HITS if other[name][1] > 0]
-        rows.append({**row, "above on": ", ".join(above) or "none"})
+        gaps = {name: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*other[name]) for name in HITS}
+        above = ", ".join(name for name in HITS if other[name][1] > 0) or "none"
+        rows.append({"minus": f"{other['name']}, {other['seeds']} seed(s)", **gaps, "above on": above})
     return rows
-
-
-def sasrec(results: Results) -> Rows:
-    """Every seed of RecBole's SASRec, and their mean with the sample standard deviation."""
-    columns = {"validation Hit@10": "validation/hit@10", "test Hit@10": "test/hit@10", "test Hit@100": "test/hit@100"}
-    columns |= {"test NDCG@10": "test/ndcg@10", "processor seconds to it": "cpu_seconds_to_best", "threads": "threads"}
-    rows = []
-    for seed, run in (get(results, "sasrec/runs") or {}).items():
-        ended = f"epoch {run['epoch']} of {run['epochs_run']}, ended by {run['stopped_by']}"
-        rows.append({"seed": seed, "best": ended, **{name: get(run, path) for name, path in columns.items()}})
-    if len(rows) > 1:
-        values = {name: [row[name] for row in rows] for name in columns if name != "threads"}
-        spread = {name: f"{fmean(found):.3f} ± {stdev(found):.3f}" for name, found in values.items()}
-        rows.append({"seed": f"mean of {len(rows)}", "best": "", **spread, "threads": None})
-    return rows
-
-
-def profile(results: Results) -> Rows:
-    """Where the time of one training step of the default model goes."""
-    if not (found := get(results, "train/profile")):
-        return []
-    step = {"operator": f"**one step, {found['step_milliseconds']:.1f} ms**", "share of the step": "100 %"}
-    product = f"matrix products at their peak would take {found['share_of_peak']:.0%}"
-    return [step, {"operator": product}, *found["operators"]]
 
 
 def where(results: Results) -> Rows:
@@ -194,36 +141,34 @@ def where(results: Results) -> Rows:
 
 
 def table(rows: Rows) -> str:
-    """Rows as a Markdown table; floats get three significant digits, ``None`` a dash."""
+    """Rows as a Markdown table."""
     if not rows:
         return "not measured"
-    columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([cell(row.get(column)) for column in columns] for row in rows)]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([cell(row.get(name)) for name in rows[0]] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cell(value: Any) -> str:
-    if value is None:
-        return "–"
+    """Floats with three significant digits, ``None`` as a dash."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
-
-
-def render(page: str, results: Results) -> str:
-    """``RESULTS.md`` with its tables filled."""
-    for rows in (fast, behind, quality, against, sasrec, profile, where):
-        page = fill_block(page, rows.__name__, table(rows(results)))
-    return page
+    return "–" if value is None else str(value)
 
 
 def write() -> None:
     """Fill both pages from the stored results, and print the first table."""
     results = shared.read_json(shared.RESULTS)
-    shared.write_text(PAGE, render(PAGE.read_text(encoding="utf-8"), results))
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8"), results), encoding="utf-8")
     readme, first = shared.ROOT / "README.md", table(fast(results))
-    shared.write_text(readme, fill_block(readme.read_text(encoding="utf-8"), "benchmarks", first))
+    readme.write_text(fill_block(readme.read_text(encoding="utf-8"), "benchmarks", first), encoding="utf-8")
     print(first)
+
+
+def render(page: str, results: Results) -> str:
+    """``RESULTS.md`` with its tables filled."""
+    for rows in (fast, quality, against, where):
+        page = fill_block(page, rows.__name__, table(rows(results)))
+    return page
 
 
 if __name__ == "__main__":

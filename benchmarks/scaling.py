@@ -3,15 +3,11 @@
     python benchmarks/scaling.py                              # up to 32 M ratings and a million items
     python benchmarks/scaling.py --sizes 100000 --items 1000
 
-Every stage runs in a process of its own and reports its peak memory. ``prepare``: three tables to the first batch, the
-quickest of three. ``epoch``: one of training; of more than ``--steps`` steps the rest is extrapolated, and marked.
-Measured three ways, because the user table grows with the ratings: as the course does it (a large user table is updated
-row by row), without the user id, and with the whole user table updated at every step, which shows what that costs.
-``evaluate``: all vectors and the full ranking of every user's test item.
-
-``rows`` have the same catalogue at every size, so a slope of 1 on log axes means "twice the ratings, twice the cost".
-``catalogue`` has the same ratings with ever more items, where a table of the catalogue's size in every step shows.
-Writes ``benchmarks/scaling.json``; an interrupted run goes on where it stopped.
+Every stage is a process of its own and reports its peak memory. ``prepare``: tables to the first batch, the quickest of
+three. ``epoch``: of training, as the course does it, without the user id, and with the whole user table updated at each
+step; of more than 150 steps the rest is extrapolated, and marked. ``evaluate``: the ranking of every user's test item.
+``rows`` have one catalogue at every size: a slope of 1 on log axes means "twice the ratings, twice the cost".
+``catalogue`` has the same ratings with ever more items. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -19,38 +15,24 @@ from __future__ import annotations
 import math
 import os
 import sys
-import tempfile
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import machine as shared
-from task import save_tables
-
-from dssm_helpers.movielens import synthetic
+from task import STEPS, tables
 
 STAGES = ("prepare", "epoch", "epoch without user id", "epoch, whole user table", "evaluate")
 SIZES, N_MOVIES = (100_000, 1_000_000, 10_000_000, 32_000_000), 10_000
 CATALOGUES, N_RATINGS = (1_000, 10_000, 100_000, 1_000_000), 1_000_000
 
 
-@lru_cache(maxsize=1)
-def generated(n_ratings: int, n_items: int) -> tempfile.TemporaryDirectory:
-    """A folder with the tables, removed when others are asked for; making them is not part of what is measured."""
-    folder = tempfile.TemporaryDirectory()
-    save_tables(synthetic(n_ratings, n_movies=n_items), Path(folder.name) / "tables.npz")
-    return folder
-
-
-def measure(ratings: int, items: int, stage: str, steps: int) -> dict[str, Any]:
-    """A row: one stage on generated tables, once."""
+def measure(ratings: int, items: int, stage: str) -> dict[str, Any]:
+    """A row: one stage on generated tables, in a process of its own, once."""
     size = {"ratings": ratings, "items": items, "stage": stage}
-
-    def in_a_process() -> dict[str, Any]:
-        options = {"tables": f"{generated(ratings, items).name}/tables.npz", "steps": steps, "threads": os.cpu_count()}
-        return shared.ask(sys.executable, "our_side.py", "stage", name=stage, **options)
-
-    return {**size, **shared.once(shared.point("scaling", steps=steps, **size), in_a_process)}
+    options = {"tables": tables(ratings, items), "name": stage, "steps": STEPS, "threads": os.cpu_count()}
+    in_a_process = partial(shared.ask, sys.executable, "our_side.py", "stage", **options)
+    return {**size, **shared.once(shared.point("scaling", **size), in_a_process)}
 
 
 def slopes(rows: list[dict[str, Any]], by: str = "ratings") -> dict[str, dict[str, float]]:
@@ -64,19 +46,14 @@ def slopes(rows: list[dict[str, Any]], by: str = "ratings") -> dict[str, dict[st
     return result
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = shared.command_line(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help=f"ratings, with {N_MOVIES:,} items")
     parser.add_argument("--items", type=int, nargs="+", default=CATALOGUES, help=f"with {N_RATINGS:,} ratings")
-    parser.add_argument("--steps", type=int, default=150, help="training steps to measure of each epoch")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
-    rows = [measure(size, N_MOVIES, stage, options.steps) for size in options.sizes for stage in STAGES]
-    catalogue = [measure(N_RATINGS, n, "epoch", options.steps) for n in options.items]
-    report = {"machine": shared.machines(rows + catalogue), "movies": N_MOVIES, "steps": options.steps}
+    rows = [measure(size, N_MOVIES, stage) for size in options.sizes for stage in STAGES]
+    catalogue = [measure(N_RATINGS, n, "epoch") for n in options.items]
+    report = {"machine": shared.machines(rows + catalogue), "movies": N_MOVIES, "steps": STEPS}
     report |= {"threads": os.cpu_count(), "rows": rows, "slopes": slopes(rows)}
     shared.write_json(options.out, {**report, "catalogue": catalogue, "catalogue_slopes": slopes(catalogue, "items")})
-
-
-if __name__ == "__main__":
-    main()

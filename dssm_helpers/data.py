@@ -32,6 +32,7 @@ class EncodedData:
         user_columns: name → ``[U]`` or ``[U, G]`` int64, row = user index (rows 0 and 1: padding, unknown user).
         item_columns: name → ``[I]`` or ``[I, G]`` int64, row = item index (likewise).
         titles: item index → title.
+        n_users, n_items: rows of a table, padding and unknown included.
     """
 
     name: str
@@ -47,12 +48,10 @@ class EncodedData:
 
     @property
     def n_users(self) -> int:
-        """Rows of a user table, padding and unknown included."""
         return len(self.vocabularies["user_id"])
 
     @property
     def n_items(self) -> int:
-        """Rows of an item table, padding and unknown included."""
         return len(self.vocabularies["item_id"])
 
     def __len__(self) -> int:
@@ -88,11 +87,8 @@ def encode(
 ) -> EncodedData:
     """Fit the vocabularies on the users' and items' tables and flatten the interactions (notebook 01).
 
-    Args:
-        interactions: one row each, with the schema's user, item and time (whole numbers) columns.
-        users, items: one row each, with the columns the schema declares; default: the distinct ids, without columns.
-        schema: default ``user_id``, ``item_id``, ``timestamp``, and no columns.
-        name: of the data set, for folders and messages.
+    The tables have the columns of ``schema``, times as whole numbers. Without ``users`` or ``items`` there are the
+    distinct ids and no columns of that side.
 
     Raises:
         ValueError: a missing column, an empty table, missing values, a time that is no whole number, a duplicate key,
@@ -146,10 +142,6 @@ def encode(
 
 def _encode_column(column: Column, values: pd.Series) -> tuple[Vocabulary, np.ndarray]:
     """The vocabulary of a column, and its values as indices: ``[n]``, or ``[n, G]`` padded for a list."""
-    if column.kind != "list":
-        normalised = column.normalise(values.tolist())
-        vocabulary = Vocabulary.fit(column.name, normalised)
-        return vocabulary, vocabulary.encode(normalised)
     lists = [column.split(value) for value in values]
     flat = column.normalise([entry for entries in lists for entry in entries])
     vocabulary = Vocabulary.fit(column.name, flat)
@@ -157,7 +149,7 @@ def _encode_column(column: Column, values: pd.Series) -> tuple[Vocabulary, np.nd
     present = np.arange(max(1, length.max())) < length[:, None]
     encoded = np.zeros(present.shape, dtype=np.int64)
     encoded[present] = vocabulary.encode(flat)
-    return vocabulary, encoded
+    return vocabulary, encoded if column.kind == "list" else encoded[:, 0]
 
 
 def _placed(index: np.ndarray, encoded: np.ndarray, n_rows: int) -> np.ndarray:
@@ -193,11 +185,9 @@ class Split:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
-    n_users_without_test: int = 0
 
     def __repr__(self) -> str:
-        note = f", {self.n_users_without_test} users with one rating only train" if self.n_users_without_test else ""
-        return f"Split(train={len(self.train):,}, validation={len(self.validation):,}, test={len(self.test):,}{note})"
+        return f"Split(train={len(self.train):,}, validation={len(self.validation):,}, test={len(self.test):,})"
 
     def fingerprint(self) -> str:
         """SHA-256 over the three parts; whatever was trained on one split is never taken for another's."""
@@ -208,26 +198,21 @@ class Split:
 
 
 def split_by_time(data: EncodedData) -> Split:
-    """Per user: the last interaction is the test, the one before the validation, the rest training (notebook 01).
-
-    A user with a single interaction stays in training and is counted in ``n_users_without_test``.
-    """
-    start, end = data.offsets[:-1], data.offsets[1:]
-    length = end - start
-    test = end[length >= 2] - 1
+    """Per user with two or more: the last one is the test, the one before the validation, the rest training (01)."""
+    test = data.offsets[1:][np.diff(data.offsets) >= 2] - 1
     validation = test - 1
     held_out = np.zeros(len(data), dtype=bool)
     held_out[test] = held_out[validation] = True
-    return Split(np.flatnonzero(~held_out), validation, test, int((length == 1).sum()))
+    return Split(np.flatnonzero(~held_out), validation, test)
 
 
-def split_at_moment(data: EncodedData, validation_from: float = 0.7, test_from: float = 0.8) -> Split:
+def split_at_moment(data: EncodedData) -> Split:
     """One moment for everybody, a quantile of all times: train before it, test on what comes first after (notebook 05).
 
     Nothing that anybody did later is learnt from. Training ends at an earlier moment, and the validation is each user's
     first interaction between the two. Only users with a past have a target; whatever comes after it is in no part.
     """
-    start, moments = data.offsets[:-1], np.quantile(data.timestamp, [validation_from, test_from])
+    start, moments = data.offsets[:-1], np.quantile(data.timestamp, [0.7, 0.8])
     earlier = [np.concatenate([[0], np.cumsum(data.timestamp < moment)]) for moment in moments]
     validation, test = (start + np.diff(count[data.offsets]) for count in earlier)  # each user's first one at or after
     return Split(

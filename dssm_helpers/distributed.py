@@ -12,7 +12,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,9 +35,9 @@ def rank_and_world() -> tuple[int, int]:
 class JointBatchLoss(nn.Module):
     """In-batch softmax over the rows of all ranks, as a module, so that DistributedDataParallel sees its forward.
 
-    DDP averages the gradients of the ranks and every rank's loss is a mean over equally many rows, so the result is
-    the gradient of the mean over the joint batch. ``all_gather`` is the differentiable one: an item vector also gets
-    the gradient of the other ranks' losses, in which it was a negative.
+    DDP averages the ranks' gradients, each of a mean over equally many rows: the gradient of the joint batch.
+    ``all_gather`` is the differentiable one: an item vector also gets the gradient of the other ranks' losses, in which
+    it was a negative.
     """
 
     def __init__(self, model: DSSM, config: TrainingConfig):
@@ -51,9 +51,7 @@ class JointBatchLoss(nn.Module):
         users, items = both_towers(self.model, batch, self.config)  # [b, D]
         rank, world = rank_and_world()
         if world > 1:
-            parts = [torch.empty_like(target) for _ in range(world)]
-            dist.all_gather(parts, target)
-            items, target = torch.cat(all_gather(items)), torch.cat(parts)  # [B, D], [B]
+            items, target = torch.cat(all_gather(items)), torch.cat(all_gather(target))  # [B, D], [B]
         logits = self.model.logits(users, items)  # [b, B]
         return batch_loss(self.config, logits, target, batch["history"], log_q, first=rank * len(users))
 
@@ -68,22 +66,20 @@ class JointTrainer(Trainer):
         if self.world > 1:
             self.module = DistributedDataParallel(self.module)
 
-    def _loss(self, positions: Tensor, log_q: Tensor, *_: object) -> Tensor:
+    def _loss(self, positions: Tensor, generator: Generator) -> Tensor:
         if len(positions) % self.world:
             raise ValueError(f"a batch of {len(positions)} rows does not divide over {self.world} ranks")
-        return self.module(self.batches(positions.chunk(self.world)[self.rank]), log_q)
+        return self.module(self.batches(positions.chunk(self.world)[self.rank]), self._log_q)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default=None, help="default: DSSM_DATASET, else ml-100k")
     parser.add_argument("--epochs", type=int, default=2)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         os.environ["DSSM_DEVICE"] = "cuda"
-    if "RANK" not in os.environ:  # torchrun sets it
-        return _train(options)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         _train(options)
@@ -93,7 +89,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    """The run itself, in this process or on its rank."""
     # A function of its own, so that the DistributedDataParallel module is gone before its process group is destroyed:
     # freed after it, it now and then waits for ever for a thread of the group.
     rank, world = rank_and_world()

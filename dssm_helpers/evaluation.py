@@ -8,7 +8,7 @@ Why not a sample of candidates: W. Krichene and S. Rendle, "On Sampled Metrics f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +30,9 @@ Scorer = Callable[[np.ndarray], Tensor]
 
 def seen_before(data: EncodedData, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every item each user had before their position: ``(rows, items)``, row ``r`` belongs to ``positions[r]``."""
-    positions = np.asarray(positions)
-    start = data.offsets[data.user[positions]]
-    rows = np.repeat(np.arange(len(positions)), positions - start)
-    places = [np.arange(first, position) for first, position in zip(start, positions, strict=True)]
-    return rows, data.item[np.concatenate(places)].astype(np.int64)
+    histories = [data.history(position) for position in positions]
+    rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+    return rows, np.concatenate(histories).astype(np.int64)
 
 
 def candidate_scores(
@@ -50,8 +48,7 @@ def candidate_scores(
     scores.clamp_(min=torch.finfo(scores.dtype).min)  # a candidate scored minus infinity stays a candidate
     scores[:, :FIRST] = -torch.inf
     if not data.schema.repeats if remove_seen is None else remove_seen:
-        rows, items = seen_before(data, positions)
-        scores[rows, items] = -torch.inf
+        scores[seen_before(data, positions)] = -torch.inf
     return scores
 
 
@@ -62,27 +59,23 @@ def rank_targets(
 
     A scorer that gives every item the same score lands in the middle, not at the top: broken models look broken.
     """
-    positions = np.asarray(positions)
     if len(positions) == 0:
         raise ValueError("nothing to evaluate: positions is empty")
-    ranks = []
+    ranks = np.empty(len(positions))
     for start in range(0, len(positions), batch_size):
         part = positions[start : start + batch_size]
         scores = candidate_scores(scorer, data, part, remove_seen=remove_seen)
-        target = torch.as_tensor(data.item[part], dtype=torch.int64, device=scores.device)
-        target_score = scores.gather(1, target.unsqueeze(1))
-        above = (scores > target_score).sum(dim=1)
-        tied = (scores == target_score).sum(dim=1) - 1
-        ranks.append((1 + above + 0.5 * tied).cpu().double().numpy())
-    return np.concatenate(ranks)
+        target = scores[range(len(part)), data.item[part]].unsqueeze(1)  # [B, 1]
+        above = (scores > target).sum(dim=1)
+        tied = (scores == target).sum(dim=1) - 1
+        ranks[start : start + batch_size] = (1 + above + 0.5 * tied).cpu()
+    return ranks
 
 
-def metrics(ranks: np.ndarray, ks: Sequence[int] = KS) -> dict[str, float]:
+def metrics(ranks: np.ndarray) -> dict[str, float]:
     """Hit@k (Recall@k with one target), NDCG@10 and MRR, averaged over ``ranks [n]``."""
     ranks = np.asarray(ranks, dtype=np.float64)
-    if ranks.size == 0:
-        raise ValueError("no ranks to average")
-    hits = {f"hit@{k}": float((ranks <= k).mean()) for k in ks}
+    hits = {f"hit@{k}": float((ranks <= k).mean()) for k in KS}
     return {**hits, "ndcg@10": float(ndcg(ranks, 10).mean()), "mrr": float((1.0 / ranks).mean())}
 
 
@@ -91,20 +84,16 @@ def ndcg(ranks: np.ndarray, k: int = 10) -> np.ndarray:
     return np.where(ranks <= k, 1.0 / np.log2(ranks + 1.0), 0.0)
 
 
-def chance_level(n_candidates: float, ks: Sequence[int] = KS) -> dict[str, float]:
+def chance_level(n_candidates: float) -> dict[str, float]:
     """What :func:`metrics` gives in expectation when candidates are ordered at random."""
-    return metrics(np.arange(1, int(n_candidates) + 1), ks)
+    return metrics(np.arange(1, int(n_candidates) + 1))
 
 
 def top_k(
     scorer: Scorer, data: EncodedData, positions: np.ndarray, k: int = 10, *, remove_seen: bool | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best ``k`` candidates for each position: ``(items [B, k], scores [B, k])``, best first.
-
-    Raises:
-        ValueError: fewer than ``k`` candidates are left for some user.
-    """
-    scores = candidate_scores(scorer, data, np.asarray(positions), remove_seen=remove_seen)
+    """The best ``k`` candidates for each position: ``(items [B, k], scores [B, k])``, best first."""
+    scores = candidate_scores(scorer, data, positions, remove_seen=remove_seen)
     fewest = int((scores > -torch.inf).sum(dim=1).min())
     if not 1 <= k <= fewest:
         raise ValueError(f"k must be between 1 and {fewest}, the candidates left for the most active user; got {k}")
@@ -144,6 +133,17 @@ def interaction_matrix(data: EncodedData, positions: np.ndarray) -> sparse.csr_m
     return _ones(data.user[positions], data.item[positions], (data.n_users, data.n_items))
 
 
+def history_matrix(data: EncodedData, positions: np.ndarray) -> sparse.csr_matrix:
+    """Ones at everything before each position, ``[B, I]`` float32."""
+    return _ones(*seen_before(data, positions), (len(positions), data.n_items))
+
+
+def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
+    matrix = sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
+    matrix.data[:] = 1  # where a user had an item twice, they were added up
+    return matrix
+
+
 class ItemKNN:
     """Cosine between items' columns of the user × item matrix, summed over the user's ``last`` items.
 
@@ -176,45 +176,28 @@ class EASE:
         self.weights, self.data = weights.astype(np.float32), data
 
     def __call__(self, positions: np.ndarray) -> Tensor:
-        return torch.from_numpy(_histories(self.data, positions) @ self.weights)
+        return torch.from_numpy(history_matrix(self.data, positions) @ self.weights)
 
 
 class IALS:
-    """Implicit-feedback matrix factorisation through the ``implicit`` library. Y. Hu et al., ICDM 2008.
+    """Implicit-feedback matrix factorisation by ``implicit``, which is to be installed. Y. Hu et al., ICDM 2008.
 
     User vectors are solved anew from each history, so no user is at a disadvantage for having gone on watching.
     """
 
     def __init__(self, data: EncodedData, train: np.ndarray, factors: int = 32, seed: int = 0):
-        try:
-            from implicit.cpu.als import AlternatingLeastSquares
-            from threadpoolctl import threadpool_limits
-        except ImportError as error:
-            raise ImportError("the iALS baseline needs the implicit library: pip install implicit") from error
+        from implicit.cpu.als import AlternatingLeastSquares
+        from threadpoolctl import threadpool_limits
+
         # BLAS threads beside the library's own make it ten times slower, and it warns about them.
         with threadpool_limits(1, user_api="blas"):
-            self.als = AlternatingLeastSquares(
-                factors, regularization=1.0, alpha=1.0, iterations=15, random_state=seed, num_threads=1
-            )
+            self.als = AlternatingLeastSquares(factors, regularization=1.0, random_state=seed, num_threads=1)
             self.als.fit(interaction_matrix(data, train), show_progress=False)
         self.data = data
 
     def __call__(self, positions: np.ndarray) -> Tensor:
-        histories = _histories(self.data, positions)
-        vectors = self.als.recalculate_user(np.arange(len(positions)), histories)
-        return torch.from_numpy(np.asarray(vectors) @ self.als.item_factors.T)
-
-
-def _histories(data: EncodedData, positions: np.ndarray) -> sparse.csr_matrix:
-    """Ones at everything before each position, ``[B, I]``."""
-    rows, items = seen_before(data, positions)
-    return _ones(rows, items, (len(positions), data.n_items))
-
-
-def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
-    matrix = sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
-    matrix.data[:] = 1  # where a user had an item twice, they were added up
-    return matrix
+        vectors = self.als.recalculate_user(np.arange(len(positions)), history_matrix(self.data, positions))
+        return torch.from_numpy(vectors @ self.als.item_factors.T)
 
 
 def evaluate(model: DSSM, batches: BatchBuilder, positions: np.ndarray) -> dict[str, float]:
@@ -234,7 +217,7 @@ class Comparison:
         return f"{self.difference:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 10_000, seed: int = 0) -> Comparison:
+def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 10_000) -> Comparison:
     """Resample *users*, keeping each user's pair together (notebook 05, "Is the difference real?").
 
     ``ours`` and ``theirs`` are a per-user metric, ``[n]``, or ``[seeds, n]``, which is averaged over seeds first.
@@ -243,23 +226,20 @@ def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 10
     if ours.shape != theirs.shape:
         raise ValueError(f"a paired comparison needs the same users on both sides, got {ours.shape} and {theirs.shape}")
     difference = ours - theirs
-    generator = np.random.default_rng(seed)
-    means = np.empty(n_resamples)
-    for start in range(0, n_resamples, 1000):  # in parts, so that memory does not grow with n_resamples × users
-        part = generator.integers(0, len(difference), (min(1000, n_resamples - start), len(difference)))
-        means[start : start + len(part)] = difference[part].mean(axis=1)
+    generator, n = np.random.default_rng(0), len(difference)
+    means = [difference[generator.integers(0, n, n)].mean() for _ in range(n_resamples)]
     low, high = np.quantile(means, [0.025, 0.975])
     return Comparison(float(difference.mean()), float(low), float(high))
 
 
-def scoreboard(ranks: Mapping[str, np.ndarray], ks: Sequence[int] = KS) -> pd.DataFrame:
+def scoreboard(ranks: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """One row per model, mean over seeds, from ranks ``[n]`` or ``[seeds, n]``.
 
     ``±`` is the sample standard deviation of hit@10 between seeds, NaN for one seed.
     """
     rows = {}
     for name, values in ranks.items():
-        per_seed = pd.DataFrame([metrics(r, ks) for r in np.atleast_2d(values)])
+        per_seed = pd.DataFrame([metrics(r) for r in np.atleast_2d(values)])
         rows[name] = per_seed.mean().to_dict() | {"±": float(per_seed["hit@10"].std()), "seeds": len(per_seed)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -269,13 +249,11 @@ def coverage(items: np.ndarray, n_candidates: int) -> float:
     return len(np.unique(items)) / n_candidates
 
 
-def explain(
-    data: EncodedData, scorer: Scorer, position: int, k: int = 10, n_history: int = 8
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What one user had last, newest first, and what is recommended, the true next item marked."""
-    (items,), (scores,) = top_k(scorer, data, np.asarray([position]), k)
+def explain(data: EncodedData, scorer: Scorer, position: int, n_history: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The ``n_history`` items one user had last, newest first, and the ten recommended, the true next one marked."""
+    (items,), (scores,) = top_k(scorer, data, np.array([position]))
     had = [data.titles[i] for i in data.history(position)[::-1][:n_history]]
     mark = np.where(items == data.item[position], "◀ watched next", "")
     columns = {"recommended": [data.titles[i] for i in items], "score": scores.round(3), "": mark}
-    ranks = pd.RangeIndex(1, k + 1, name="rank")
+    ranks = pd.RangeIndex(1, len(items) + 1, name="rank")
     return pd.DataFrame({"watched (newest first)": had}), pd.DataFrame(columns, index=ranks)

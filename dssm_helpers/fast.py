@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +15,13 @@ class RowwiseAdamW(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self) -> None:
         for group in self.param_groups:
             for table in group["params"]:
                 if table.grad is not None and table.grad.is_sparse:
                     self._update_rows(table, group)
                     table.grad = None  # so that AdamW passes over it
-        return super().step(closure)
+        super().step()
 
     def _update_rows(self, table: Tensor, group: dict[str, Any]) -> None:
         state = self.state[table]
@@ -32,11 +31,9 @@ class RowwiseAdamW(torch.optim.AdamW):
         state["step"] += 1
         gradient = table.grad.coalesce()
         rows, values = gradient.indices()[0], gradient.values()  # [n], [n, D]
-        updated = []
-        for name, beta, target in zip(("exp_avg", "exp_avg_sq"), group["betas"], (values, values**2), strict=True):
-            average = torch.lerp(state[name][rows], target, 1 - beta)
-            state[name][rows] = average
-            updated.append(average / (1 - beta ** float(state["step"])))
-        mean, square = updated
-        decayed = table[rows] * (1 - group["lr"] * group["weight_decay"])
-        table[rows] = decayed - group["lr"] * mean / (square.sqrt() + group["eps"])
+        rate, steps, (slow, slower) = group["lr"], float(state["step"]), group["betas"]
+        mean = state["exp_avg"][rows].lerp(values, 1 - slow)
+        square = state["exp_avg_sq"][rows].lerp(values**2, 1 - slower)
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = mean, square
+        mean, square = mean / (1 - slow**steps), square / (1 - slower**steps)
+        table[rows] = table[rows] * (1 - rate * group["weight_decay"]) - rate * mean / (square.sqrt() + group["eps"])

@@ -25,40 +25,28 @@ FORMAT = 2
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path; rename it to ``path`` when the block ends without an error. Nobody sees half a file.
-
-    Raises:
-        OSError: the folder cannot be written or the disk is full; the message says which folder and what to do.
-        IsADirectoryError: ``path`` is a folder, which a file must not replace.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; move it away, or choose another name")
-    with _hidden_beside(path) as temporary:
+    """Yield a temporary path; rename it to ``path`` when the block ends without an error. Nobody sees half a file."""
+    with _hidden_beside(Path(path)) as temporary:
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, path)  # a folder in its place is an error
 
 
 @contextmanager
 def write_folder(path: str | Path, kind: str, fields: Mapping[str, Any]) -> Iterator[Path]:
     """Yield an empty temporary folder; when the block ends, give it a manifest and put it in the place of ``path``.
 
-    Args:
-        kind: what the folder is, for example ``"index"``; :func:`read_manifest` asks for it.
-        fields: what the manifest says besides; read when the block ends, so it may be filled inside.
+    ``kind`` is what the folder is, for example ``"index"``. ``fields`` may be filled inside the block.
 
     Raises:
         FileExistsError: ``path`` is a file, a link, or a folder with files that no manifest lists: they would be lost.
-        OSError: as :func:`write_atomically`.
     """
-    path = Path(path)
-    with _hidden_beside(path) as temporary:
+    with _hidden_beside(Path(path)) as temporary:
         temporary.mkdir()
         yield temporary
         digests = {name: file_digest(temporary / name) for name in _names(temporary)}
         note = json.loads(_json({"format": FORMAT, "kind": kind, "fields": dict(fields), "files": digests}))
         (temporary / MANIFEST).write_text(json.dumps({**note, "digest": digest(note)}, indent=1) + "\n")
-        _patiently(lambda: _exchange(temporary, path))
+        _patiently(lambda: _exchange(temporary, Path(path)))
 
 
 @dataclass(frozen=True)
@@ -80,8 +68,7 @@ def read_manifest(path: str | Path, kind: str) -> Manifest:
     """Read a folder that :func:`write_folder` wrote; every file and the manifest itself are compared.
 
     Raises:
-        FileNotFoundError: there is no such folder, or a file of it is missing (named).
-        ValueError: another kind or format, an unreadable manifest, or an altered file (named).
+        FileNotFoundError, ValueError: a file is missing or altered (it is named), or another kind or format.
     """
     return _patiently(lambda: _verified(Path(path), _read(Path(path)), kind))
 
@@ -142,12 +129,9 @@ def _unlisted(path: Path, new: Iterable[str]) -> list[str]:
     return [name for name in _names(path) if name not in ours]
 
 
-# A folder cannot be renamed over a full one, so the old steps aside under this name, whole, until the new is in place.
-ASIDE = ".{}.old"
-
-
 def _exchange(new: Path, path: Path) -> None:
-    old = path.with_name(ASIDE.format(path.name))
+    """A folder cannot be renamed over a full one, so the old one steps aside, whole, until the new is in place."""
+    old = path.with_name(f".{path.name}.old")
     if lost := _unlisted(path, _names(new)):
         raise FileExistsError(f"{path} holds other files ({', '.join(lost[:3])}); choose a folder of its own")
     if path.exists():
@@ -158,7 +142,7 @@ def _exchange(new: Path, path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, bytes]:
-    old = path.with_name(ASIDE.format(path.name))
+    old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():  # a writer was killed between its two renames, or is at it
         os.replace(old, path)
     return {name: (path / name).read_bytes() for name in _names(path)}

@@ -18,16 +18,16 @@ Answers = Iterable[tuple[np.ndarray, np.ndarray]]  # ids and scores of each quer
 
 
 class Index:
-    """What the backends share: checks, exclusion, saving. Any number of threads may search.
+    """What the backends share. Any number of threads may search.
 
-    A backend supplies ``_build(vectors)``, ``_write(folder)``, ``_read(files)``, ``_add(vectors, ids, replaced)``,
-    ``_vectors_of(ids)`` and ``_search(queries, n, inside)``, which gives each query at most ``n`` of the ids ``inside``
-    and their scores, best first. ``ids [n]`` int64 are in the index, of ``dim`` dimensions; ``options`` are those it
-    was built with, as :meth:`tune` left them.
+    A backend supplies ``_build(vectors)``, ``_add(vectors, ids, replaced)``, ``_vectors_of(ids)`` and
+    ``_search(queries, n, inside)``, which gives each query at most ``n`` of the ids ``inside`` and their scores, best
+    first. ``ids [n]`` int64 are in the index, of ``dim`` dimensions; ``options`` are those it was built with, as
+    :meth:`tune` left them.
     """
 
     backend: ClassVar[str]
-    DEFAULTS: ClassVar[dict[str, Any]] = {"normalize": True}
+    DEFAULTS: ClassVar[dict[str, Any]] = {}
     TUNABLE: ClassVar[tuple[str, ...]] = ()
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class Index:
             allowed: the only ids to return, for all queries, such as what is in stock. Of less than a tenth of the
                 index every vector is looked at: an approximate search would meet too few of them.
         """
-        queries = checked_vectors(np.atleast_2d(queries), self.options["normalize"], self.dim, "queries")
+        queries = checked_vectors(np.atleast_2d(queries), self.dim, "queries")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         excluded = [set()] * len(queries) if exclude is None else [set(ids) for ids in exclude]
@@ -94,7 +94,7 @@ class Index:
 
     def add(self, vectors: np.ndarray, ids: Sequence[int]) -> None:
         """Insert vectors ``[m, D]``; an id that exists gets its new one. ``ValueError``: Annoy, replacing in HNSW."""
-        vectors = checked_vectors(np.atleast_2d(vectors), self.options["normalize"], self.dim)
+        vectors = checked_vectors(np.atleast_2d(vectors), self.dim)
         ids = checked_ids(ids, len(vectors))
         replaced = np.isin(self.ids, ids)  # [n]
         self._add(vectors, ids, replaced)
@@ -114,11 +114,18 @@ class Index:
         fields = {"backend": self.backend, "dim": self.dim, "options": options, "elsewhere": elsewhere}
         with write_folder(path, "index", fields) as folder:
             if not elsewhere:
-                self._write(folder)
+                np.savez(folder / "items.npz", ids=self.ids, vectors=self._packed())
+
+    def _packed(self) -> np.ndarray:
+        """The vectors as they are saved; a backend may pack its search structure with them."""
+        return self._vectors_of(self.ids)
+
+    def _unpack(self, packed: np.ndarray) -> None:
+        self._build(packed)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the index as it is saved, which is how it lies in memory (0 where it lives elsewhere)."""
+        """Bytes of the index as it is saved, which is how it lies in memory; of Milvus those of the vectors alone."""
         with TemporaryDirectory() as folder:
             self.save(f"{folder}/index")
             return sum(map(len, read_manifest(f"{folder}/index", "index").files.values()))
@@ -136,24 +143,23 @@ def library(module: str, packages: str) -> ModuleType:
         raise ImportError(f"this index needs {missing}: pip install {command} ({error})", name=missing) from error
 
 
-def checked_vectors(vectors: Any, normalize: bool, dim: int | None = None, what: str = "vectors") -> np.ndarray:
-    """``[n, D]`` float32, contiguous, finite, of unit length unless ``normalize`` is off."""
+def checked_vectors(vectors: Any, dim: int | None = None, what: str = "vectors") -> np.ndarray:
+    """``[n, D]`` float32, contiguous, of unit length."""
     array = np.asarray(vectors, dtype=np.float32, order="C")
     if array.ndim != 2 or dim not in (None, array.shape[1]):
         raise ValueError(f"{what} must be an array [n, {dim or 'D'}], got shape {array.shape}")
     length = np.linalg.norm(array, axis=1, keepdims=True)  # [n, 1], not finite where a number of the row is not
-    bad = ~np.isfinite(length) | ((length < 1e-12) & normalize)
+    bad = ~np.isfinite(length) | (length < 1e-12)
     if bad.any():
         why = f"hold NaN, infinity or zeros only in {bad.sum()} rows, first row {bad.argmax()}"
         raise ValueError(f"{what} {why}: they have no direction and no cosine")
-    return array / length if normalize else array
+    return array / length
 
 
 def checked_ids(ids: Sequence[int], n: int) -> np.ndarray:
     array = np.asarray(ids)
-    if array.shape != (n,) or array.dtype.kind not in "iu":
-        raise ValueError(f"{n} vectors need {n} whole numbers as ids, got shape {array.shape} of {array.dtype}")
-    array = array.astype(np.int64)
-    if len(np.unique(array)) < n or (array < 0).any():
-        raise ValueError(f"ids must be unique and not negative; got {len(np.unique(array))} different of {n}")
-    return array
+    different = len(np.unique(array))
+    if array.shape != (n,) or array.dtype.kind not in "iu" or different < n or (array < 0).any():
+        found = f"got shape {array.shape} of {array.dtype}, {different} different ones"
+        raise ValueError(f"{n} vectors need {n} different whole numbers from 0 as ids, {found}")
+    return array.astype(np.int64)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
@@ -16,7 +13,7 @@ PACKAGES = "pymilvus milvus-lite"  # what to install for it
 
 
 class MilvusIndex(Index):
-    """A vector database. Without ``uri`` a private Milvus Lite, which :meth:`save` puts into the index folder.
+    """A vector database. Without ``uri`` a private Milvus Lite, of which :meth:`save` keeps the vectors.
 
     With ``uri`` (a server's ``"http://host:19530"``, or a file of your own) the vectors live there, others see an
     upsert at once, and :meth:`save` writes neither them nor where they are. Building into a collection that exists
@@ -25,7 +22,7 @@ class MilvusIndex(Index):
 
     backend = "milvus"
     DEFAULTS: ClassVar = {  # index_type: HNSW, FLAT, IVF_FLAT or AUTOINDEX
-        "normalize": True, "uri": None, "token": "", "collection": "items", "index_type": "HNSW",
+        "uri": None, "token": "", "collection": "items", "index_type": "HNSW",
         "M": 32, "efConstruction": 100, "ef": 64, "nlist": 128, "nprobe": 16,
     }  # fmt: skip
     TUNABLE = ("ef", "nprobe")
@@ -33,6 +30,7 @@ class MilvusIndex(Index):
 
     def _connect(self) -> bool:
         """Whether our collection is there; one of something else is refused."""
+        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
         uri, self._name = self.options["uri"] or f"{self._folder.name}/milvus.db", self.options["collection"]
         if "://" not in uri:
             library("milvus_lite", PACKAGES)
@@ -54,7 +52,6 @@ class MilvusIndex(Index):
         self.ids = np.array([row["item_id"] for row in rows], dtype=np.int64)
 
     def _build(self, vectors: np.ndarray) -> None:
-        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
         if not self._connect():
             types, schema = library("pymilvus", PACKAGES).DataType, self._client.create_schema()
             schema.add_field("item_id", types.INT64, is_primary=True)
@@ -90,21 +87,8 @@ class MilvusIndex(Index):
         for start in range(0, len(items), step):
             self._client.upsert(self._name, items[start : start + step])
 
-    def _write(self, folder: Path) -> None:
-        self._client.flush(self._name)
-        self._client.close()
-        try:
-            shutil.copytree(self._folder.name, folder, dirs_exist_ok=True)
-        finally:
-            self._connect()
-            self._load()
-
-    def _read(self, files: Mapping[str, bytes]) -> None:
-        self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
-        for name, content in files.items():
-            path = Path(self._folder.name, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+    def open(self) -> None:
+        """Use what lives at ``uri`` as it is."""
         if not self._connect():
             raise ValueError(f"no collection {self._name!r} at {self.options['uri']}; build_index(..., uri=) makes it")
         self._load()

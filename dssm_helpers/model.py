@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from .features import Batch, Feature, Pooling, SequenceFeature
 from .vocabulary import PADDING
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
-TOWER_PARAMS = {"dims": [256, 64], "activation": "prelu", "dropout": 0.0}
 
 Tables = Mapping[str, nn.Embedding]
 
@@ -25,15 +25,11 @@ Tables = Mapping[str, nn.Embedding]
 class FeatureEmbedding(nn.Module):
     """Look up every feature and lay the results side by side (notebook 03, "From a batch to a vector").
 
-    A sequence declared with ``shared_with`` uses that table of ``shared``. ``dropout`` is the share of the inputs, side
-    by side, that is set to zero in training.
+    A sequence declared with ``shared_with`` uses that table of ``shared``. ``dropout`` sets a share of the result to 0.
     """
 
     def __init__(self, features: Sequence[Feature], shared: Tables | None = None, dropout: float = 0.0):
         super().__init__()
-        names = [feature.name for feature in features]
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"a tower needs at least one feature, each with its own name; got {names}")
         self.features = tuple(features)
         self.tables = nn.ModuleDict({feature.name: _table(feature, shared or {}) for feature in features})
         sequences = [feature for feature in features if isinstance(feature, SequenceFeature)]
@@ -45,8 +41,6 @@ class FeatureEmbedding(nn.Module):
         """Batch of indices → ``[B, width]``."""
         parts = []
         for feature in self.features:
-            if feature.name not in batch:
-                raise KeyError(f"the batch has no {feature.name!r}; it has {', '.join(sorted(batch))}")
             table, index = self.tables[feature.name], batch[feature.name]  # [B], or [B, L] of a sequence
             if isinstance(feature, SequenceFeature):
                 index = index[..., : feature.max_length]
@@ -67,34 +61,34 @@ def _table(feature: Feature, shared: Tables) -> nn.Embedding:
         with torch.no_grad():
             table.weight[PADDING].zero_()
         return table
-    if source not in shared:
-        raise ValueError(f"feature {feature.name!r} shares with {source!r}, which is not among {sorted(shared)}")
-    mine, theirs = [feature.vocab_size, feature.embed_dim], list(shared[source].weight.shape)
-    if mine != theirs:
-        advice = "give both the same vocab_size and embed_dim"
-        raise ValueError(
-            f"feature {feature.name!r} is {mine}, but the table of {source!r} it shares {theirs}; {advice}"
-        )
+    if source not in shared or shared[source].weight.shape != (feature.vocab_size, feature.embed_dim):
+        tables = {name: tuple(table.weight.shape) for name, table in shared.items()}
+        raise ValueError(f"{feature} needs a table {source!r} of its own vocab_size and embed_dim; there are {tables}")
     return shared[source]
 
 
 class Tower(nn.Module):
     """Columns → unit vectors ``[B, D]``: embeddings, linear layers with an activation between, length 1.
 
-    The last layer is linear, so that cosines can be negative. ``normalize = False`` leaves the vectors' length (a
-    break-it switch).
+    The last layer is linear, so that cosines can be negative. ``normalize = False`` leaves the vectors' length.
     """
 
-    def __init__(self, features: Sequence[Feature], params: Mapping[str, Any], shared: Tables | None = None):
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        shared: Tables | None = None,
+        *,
+        dims: Sequence[int] = (256, 64),
+        activation: str = "prelu",
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        if params["activation"] not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {params['activation']!r}; choose from {', '.join(ACTIVATIONS)}")
-        self.embedding = FeatureEmbedding(features, shared, params["dropout"])
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; choose from {', '.join(ACTIVATIONS)}")
+        self.embedding = FeatureEmbedding(features, shared, dropout)
         layers: list[nn.Module] = []
-        width = self.embedding.width
-        for size in params["dims"]:
-            layers += [nn.Linear(width, size), ACTIVATIONS[params["activation"]]()]
-            width = size
+        for wide, narrow in pairwise([self.embedding.width, *dims]):
+            layers += [nn.Linear(wide, narrow), ACTIVATIONS[activation]()]
         self.mlp = nn.Sequential(*layers[:-1])
         self.normalize = True
 
@@ -114,14 +108,9 @@ class ItemTower(Tower):
 class DSSM(nn.Module):
     """Two towers whose only contact is a dot product (notebook 03).
 
-    Args:
-        user_params, item_params: ``{"dims": [...], "activation": "prelu", "dropout": 0.0}``. The last dim, of the
-            vectors, must be the same in both.
-        temperature: divides the cosine. Cosines live in [-1, 1]; a softmax over thousands of candidates needs a
-            wider range to say "this one".
-
-    Raises:
-        ValueError: towers of unequal width, a temperature that is not positive, unknown names.
+    ``user_params`` and ``item_params`` are the named parameters of :class:`Tower`; both end in the same width. The
+    temperature divides the cosine: a softmax over thousands of candidates needs a wider range than [-1, 1] to say "this
+    one". Raises ``ValueError`` for towers of unequal width, a temperature that is not positive, unknown names.
     """
 
     def __init__(
@@ -133,21 +122,17 @@ class DSSM(nn.Module):
         temperature: float = 0.1,
     ):
         super().__init__()
-        user_params, item_params = {**TOWER_PARAMS, **(user_params or {})}, {**TOWER_PARAMS, **(item_params or {})}
-        unknown = sorted({*user_params, *item_params} - {*TOWER_PARAMS})
-        if unknown:  # a parameter nobody reads is worse than an error
-            raise ValueError(f"unknown tower parameters {', '.join(unknown)}; choose from {', '.join(TOWER_PARAMS)}")
-        if user_params["dims"][-1] != item_params["dims"][-1]:
-            raise ValueError(
-                f"the user tower ends in {user_params['dims'][-1]} dimensions and the item tower in "
-                f"{item_params['dims'][-1]}. The score is a dot product of the two vectors, so both need the same last "
-                "width; the widths before it are free"
-            )
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.temperature = float(temperature)
-        self.item_tower = ItemTower(item_features, item_params)
-        self.user_tower = UserTower(user_features, user_params, dict(self.item_tower.embedding.tables))
+        self.item_tower = ItemTower(item_features, **(item_params or {}))
+        self.user_tower = UserTower(user_features, dict(self.item_tower.embedding.tables), **(user_params or {}))
+        user_width = self.user_tower.mlp[-1].out_features
+        if user_width != self.dim:
+            raise ValueError(
+                f"the user tower ends in {user_width} dimensions and the item tower in {self.dim}. The score is a dot "
+                "product of the two vectors, so both need the same last width; the widths before it are free"
+            )
 
     @property
     def dim(self) -> int:

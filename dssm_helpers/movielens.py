@@ -17,7 +17,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,8 +55,7 @@ MOVIES = ["movie_id", "title", "genres", "year"]
 class MovieLens:
     """Three tables with the MovieLens-1M columns; ``encode(tables.ratings, tables.users, tables.movies, SCHEMA)``.
 
-    Columns as in :data:`RATINGS` (timestamp in seconds), :data:`USERS` (age in years, in ml-1m the lower bound of a
-    group; occupation a name) and :data:`MOVIES` (genres ``"A|B"``; year 0 where the title has none).
+    Times are in seconds, ages in years (in ml-1m the lower bound of a group), genres ``"A|B"``; year 0 is unknown.
     """
 
     name: str
@@ -74,45 +72,28 @@ class DataUnavailable(RuntimeError):
     """No source gave the data. The message names every source, its reason, and what to put where by hand."""
 
 
-# -- Where the files come from -----------------------------------------------------------------------------------------
-
 HOSTS = (
     "https://files.grouplens.org/datasets/movielens",
     "https://huggingface.co/datasets/Recommenders/MovieLens/resolve/main",  # byte for byte the same files
 )
 
 
-class Archive(NamedTuple):
-    """The SHA-256 of ``<name>.zip`` on every host, and what its three tables are once parsed."""
-
-    digest: str
-    rows: tuple[int, int, int]  # ratings, users, movies
-    tables_digest: str | None = None  # known where a copy could be checked
-    wheel: tuple[str, str] | None = None  # file name and SHA-256 of a public wheel with a copy
-
-
-REQUIREMENT, WHEEL = "recbole==1.2.1", "recbole-1.2.1-py3-none-any.whl"
-ARCHIVES = {
-    "ml-100k": Archive(
-        digest="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
-        rows=(100_000, 943, 1_682),
-        tables_digest="4d69398eb7bfc1957c9b6482316697af1e08e00cb9adc414029839e7061175cc",
-        wheel=(WHEEL, "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"),
-    ),
-    "ml-1m": Archive("a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20", (1_000_209, 6_040, 3_883)),
+ZIP_DIGESTS = {  # SHA-256, the same on every host
+    "ml-100k": "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+    "ml-1m": "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
 }
+# Of the parsed tables: ratings, users, movies; and a digest where a copy could be checked.
+ROWS = {"ml-100k": (100_000, 943, 1_682), "ml-1m": (1_000_209, 6_040, 3_883)}
+TABLES_DIGESTS = {"ml-100k": "4d69398eb7bfc1957c9b6482316697af1e08e00cb9adc414029839e7061175cc"}
+# A public wheel that holds a copy of ml-100k.
+REQUIREMENT, WHEEL = "recbole==1.2.1", "recbole-1.2.1-py3-none-any.whl"
+WHEEL_DIGEST = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 
 
 def load_movielens(
     name: str = "ml-100k", *, folder: str | Path | None = None, progress: bool = True, **synthetic_size: int
 ) -> MovieLens:
-    """Load a data set by name; fetch it on first use.
-
-    Args:
-        name: ``"ml-100k"``, ``"ml-1m"`` or ``"synthetic"``.
-        folder: where downloads live; default :func:`~dssm_helpers.settings.data_dir`.
-        progress: draw a progress bar while downloading.
-        synthetic_size: of :func:`synthetic`, for that name alone.
+    """``"ml-100k"`` or ``"ml-1m"``, fetched into ``folder`` on first use, or ``"synthetic"`` of some size.
 
     Raises:
         ValueError: unknown name, or a size for a data set that has its own.
@@ -128,7 +109,11 @@ def load_movielens(
     failures = []
     for source, find, *arguments in _sources(name, folder, progress):
         try:
-            return parse(name, find(*arguments))
+            path = find(*arguments)
+            tables = parse(name, path)
+            if path == folder / name:  # unpacked: nobody published the digests of its files
+                _refuse_others(tables)
+            return tables
         except (OSError, ValueError, ArithmeticError, subprocess.SubprocessError) as error:  # of pooch, pandas and pip
             failures.append(f"  - {source}: {(str(error).strip() or repr(error)).splitlines()[-1][:300]}\n")
     raise DataUnavailable(
@@ -140,17 +125,17 @@ def load_movielens(
 
 
 def _sources(name: str, folder: Path, progress: bool) -> Iterator[tuple]:
-    """In order: what a source is called, the function that gives a verified path, and its arguments."""
-    archive, kept, get = ARCHIVES[name], folder / f"{name}.zip", pooch.HTTPDownloader(progressbar=progress, timeout=20)
-    wheel, wheel_digest = archive.wheel or ("", "")
-    yield kept, _verified, kept, archive.digest
-    yield f"unpacked folder {folder / name}", _verified_folder, name, folder / name
-    if wheel:
-        yield folder / wheel, _verified, folder / wheel, wheel_digest
+    """In order: what a source is called, the function that gives its path, and that function's arguments."""
+    kept, digest, wheel = folder / f"{name}.zip", ZIP_DIGESTS[name], folder / WHEEL
+    yield kept, _verified, kept, digest
+    yield f"unpacked folder {folder / name}", Path, folder / name
+    if name == "ml-100k":
+        yield wheel, _verified, wheel, WHEEL_DIGEST
     for host in HOSTS:
-        yield f"{host}/{kept.name}", _download, f"{host}/{kept.name}", kept, archive.digest, get
-    if wheel:
-        yield f"pip download {REQUIREMENT}", _download, REQUIREMENT, folder / wheel, wheel_digest, _pip_download
+        get = pooch.HTTPDownloader(progressbar=progress, timeout=20)
+        yield f"{host}/{kept.name}", _download, f"{host}/{kept.name}", kept, digest, get
+    if name == "ml-100k":
+        yield f"pip download {REQUIREMENT}", _download, REQUIREMENT, wheel, WHEEL_DIGEST, _pip_download
 
 
 def _verified(path: Path, digest: str) -> Path:
@@ -160,15 +145,13 @@ def _verified(path: Path, digest: str) -> Path:
     return path
 
 
-def _verified_folder(name: str, path: Path) -> Path:
-    """A folder with the original files. Their digests are not published, so the parsed tables are compared instead."""
-    tables, expected = parse(name, path), ARCHIVES[name]
+def _refuse_others(tables: MovieLens) -> None:
+    """Accept the published tables only."""
     rows = len(tables.ratings), len(tables.users), len(tables.movies)
-    if rows != expected.rows:
-        raise ValueError(f"{rows} ratings, users and movies, expected {expected.rows}; unpack the zip again")
-    if expected.tables_digest not in (None, tables_digest(tables)):
+    if rows != ROWS[tables.name]:
+        raise ValueError(f"{rows} ratings, users and movies, expected {ROWS[tables.name]}; unpack the zip again")
+    if TABLES_DIGESTS.get(tables.name) not in (None, tables_digest(tables)):
         raise ValueError("the tables differ from the published ones; left untouched")
-    return path
 
 
 def tables_digest(tables: MovieLens) -> str:
@@ -181,8 +164,7 @@ def _download(url: str, target: Path, digest: str, get: Callable) -> Path:
     if target.exists():  # it did not verify above: a file the user put there is never overwritten
         raise ValueError(f"{target} is in the way and is not the published file; move it away to download again")
     pooch.get_logger().setLevel("WARNING")  # the progress bar says what is going on
-    pooch.retrieve(url, f"sha256:{digest}", fname=target.name, path=target.parent, downloader=get)
-    return target
+    return Path(pooch.retrieve(url, f"sha256:{digest}", fname=target.name, path=target.parent, downloader=get))
 
 
 def _pip_download(requirement: str, output_file: str, _: object) -> None:
@@ -192,58 +174,47 @@ def _pip_download(requirement: str, output_file: str, _: object) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise OSError(done.stderr.strip() or f"pip ended with {done.returncode}")
-        (wheel,) = Path(folder).iterdir()
-        shutil.copyfile(wheel, output_file)
+        shutil.copyfile(Path(folder) / WHEEL, output_file)
 
 
-# -- From files to tables ----------------------------------------------------------------------------------------------
+USERS_100K = ["user_id", "age", "gender", "occupation", "zip"]
+NUMBERS = ("user_id", "movie_id", "rating", "timestamp", "age", "code", *GENRES_100K)  # whole ones; the rest is text
 
 
 def parse(name: str, path: Path) -> MovieLens:
-    """The tables in an unpacked folder, a zip or the wheel; all give the same.
-
-    Raises:
-        ValueError: a missing file, or a value that is not what its column holds.
-    """
-    users_100k = ["user_id", "age", "gender", "occupation", "zip"]
+    """The tables in an unpacked folder, a zip or the wheel; all give the same. What is no such file is an error."""
     if path.suffix == ".whl":
-        ratings = _table(path, "ml-100k.inter", "\t", RATINGS, header=0)
-        users = _table(path, "ml-100k.user", "\t", users_100k, header=0)
-        movies = _table(path, "ml-100k.item", "\t", ["movie_id", "title", "released", "genres"], header=0)
+        ratings = _table(path, "ml-100k.inter", "\t", RATINGS)
+        users = _table(path, "ml-100k.user", "\t", USERS_100K)
+        movies = _table(path, "ml-100k.item", "\t", ["movie_id", "title", "released", "genres"])
         dated = movies["title"] + " (" + movies["released"] + ")"
         movies["title"] = dated.mask(movies["title"] == "unkonwn", "unknown")  # the copy misspells movie 267
         order = GENRES_100K.index
         movies["genres"] = ["|".join(sorted(genres.split(), key=order)) for genres in movies["genres"]]
     elif name == "ml-100k":
         ratings = _table(path, "u.data", "\t", RATINGS)
-        users = _table(path, "u.user", "|", users_100k)
+        users = _table(path, "u.user", "|", USERS_100K)
         movies = _table(path, "u.item", "|", ["movie_id", "title", "released", "video", "imdb", *GENRES_100K])
         flags = movies[list(GENRES_100K)].to_numpy() == 1
         movies["genres"] = ["|".join(np.asarray(GENRES_100K)[row]) for row in flags]
     else:
         ratings = _table(path, "ratings.dat", "::", RATINGS)
         users = _table(path, "users.dat", "::", ["user_id", "gender", "age", "code", "zip"])
-        if not users["code"].between(0, len(OCCUPATIONS_1M) - 1).all():
-            raise ValueError(f"users.dat: an occupation is no code from 0 to {len(OCCUPATIONS_1M) - 1}")
-        users["occupation"] = np.asarray(OCCUPATIONS_1M)[users["code"]]
+        users["occupation"] = np.choose(users["code"], OCCUPATIONS_1M)  # refuses -1 and 21
         movies = _table(path, "movies.dat", "::", ["movie_id", "title", "genres"])
     movies["title"] = movies["title"].str.split().str.join(" ")  # GroupLens has a few double spaces
     movies["year"] = movies["title"].str.extract(r".*\((\d{4})\)", expand=False).fillna("0").astype("int64")
     return MovieLens(name, ratings[RATINGS], users[USERS], movies[MOVIES])
 
 
-def _table(path: Path, file: str, separator: str, columns: list[str], header: int | None = None) -> pd.DataFrame:
+def _table(path: Path, file: str, separator: str, columns: list[str]) -> pd.DataFrame:
     """Delimited text without quotes, of which a number such as 1.5, or a field too many, is refused."""
-    text = ("gender", "occupation", "zip", "title", "genres", "released", "video", "imdb")
-    content = _read(path, file)
-    if separator == "::":  # pandas reads two characters slowly
-        content, separator = content.replace("::", "\t"), "\t"
     table = pd.read_csv(
-        io.StringIO(content),
-        sep=separator,
+        io.StringIO(_read(path, file).replace("::", "\t")),  # pandas reads two characters slowly
+        sep=separator.replace("::", "\t"),
         names=columns,
-        header=header,
-        dtype={column: str if column in text else "int64" for column in columns},
+        header=0 if path.suffix == ".whl" else None,
+        dtype={column: "int64" if column in NUMBERS else str for column in columns},
         quoting=csv.QUOTE_NONE,
         keep_default_na=False,
     )
@@ -268,29 +239,18 @@ def _read(path: Path, file: str) -> str:
         return content.decode("latin-1")  # as GroupLens publishes it
 
 
-# -- Generated data ----------------------------------------------------------------------------------------------------
-
-
-def synthetic(
-    n_ratings: int = 20_000, n_users: int | None = None, n_movies: int | None = None, seed: int = 0
-) -> MovieLens:
+def synthetic(n_ratings: int = 20_000, n_users: int = 0, n_movies: int = 0, seed: int = 0) -> MovieLens:
     """Ratings with planted tastes, for tests, offline use and scaling runs. Never to be shown as real data.
 
     A user stays in a genre for a while, then moves to another of their three, and within a genre picks movies by a
     long-tailed popularity: so what comes next depends on the last few movies, as a sequence model should find.
-
-    Args:
-        n_ratings: exact number of rows.
-        n_users, n_movies: default about 100 ratings per user, and 400 to 20,000 movies growing with the ratings.
-        seed: the same seed gives the same tables.
+    Without sizes there are about 100 ratings per user, and 400 to 20,000 movies, growing with the ratings.
     """
     n_users = n_users or max(20, n_ratings // 100)
     n_movies = n_movies or int(np.clip(8 * n_ratings**0.5, 400, 20_000))
-    if min(n_ratings, n_users, n_movies) < 1 or n_ratings > 0.25 * n_users * n_movies:
-        given = f"{n_ratings:,} ratings of {n_users:,} users and {n_movies:,} movies"
-        raise ValueError(
-            f"expected from 1 rating to a quarter of users × movies, got {given}; give more users or movies"
-        )
+    if not 1 <= n_ratings <= n_users * n_movies / 4:
+        given = f"{n_ratings:,} of {n_users:,} users and {n_movies:,} movies"
+        raise ValueError(f"expected from 1 rating to a quarter of users × movies, got {given}")
     random = np.random.default_rng(seed)
     genres = np.asarray(GENRES_100K[1:])[:n_movies]
     tastes = random.integers(0, len(genres), (n_users, 3), dtype=np.int32)

@@ -13,9 +13,8 @@ from torch import Tensor
 from .features import SAMPLERS, Batch
 from .vocabulary import FIRST, UNKNOWN
 
-SCHEDULES = ("one_cycle", "constant")
-SAMPLED_ONLY = ("sampler", "n_negatives")
 IN_BATCH_ONLY = ("logq", "mask_accidental_hits", "mask_seen", "label_smoothing")
+SAMPLED_ONLY = ("sampler", "n_negatives")
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,13 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field, choices in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("schedule", SCHEDULES)):
+        schedules = ("one_cycle", "constant")
+        for field, choices in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("schedule", schedules)):
             if getattr(self, field) not in choices:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose from {', '.join(choices)}")
         for field in ("epochs", "batch_size", "n_negatives", "patience"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         for field in ("label_smoothing", "id_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
@@ -88,15 +86,9 @@ def in_batch_loss(
 ) -> Tensor:
     """Softmax over the batch: row ``r``'s positive is column ``r`` (notebook 04, "A batch is a list of candidates").
 
-    Args:
-        logits: ``[B, B]`` score of user ``r`` with the item of row ``c``; or ``[b, B]``, rows of a larger batch whose
-            first has its positive in column ``first`` (see ``distributed.py``).
-        items: ``[B]`` item indices. history: ``[b, L]`` items that each row's user has had.
-        log_q: ``[B]`` log-probability that a training row's target is that item (J. Yi et al., RecSys 2019).
-        label_smoothing: share of the target spread over the row's candidates, masked ones left out.
-
-    Raises:
-        ValueError: a batch of one.
+    ``logits [B, B]`` scores user ``r`` with the item of row ``c``; ``[b, B]`` are rows of a larger batch, the first has
+    its positive in column ``first`` (see ``distributed.py``). ``history [b, L]`` are items that each row's user has
+    had, ``log_q [B]`` log-probabilities that a training row's target is that item (J. Yi et al., RecSys 2019).
     """
     if len(items) < 2:
         raise ValueError("a batch of one has no in-batch negatives; use at least two rows")
@@ -176,9 +168,8 @@ def loss_at_chance(config: TrainingConfig, counts: np.ndarray) -> float:
 
 def with_unknown_ids(batch: Batch, share: float) -> Batch:
     """``batch`` with a random ``share`` of its user ids, and of its target item ids, replaced by "unknown"."""
-
-    def drop(ids: Tensor) -> Tensor:
-        unknown = torch.rand_like(ids, dtype=torch.float32) < share
-        return ids.masked_fill(unknown & (ids >= FIRST), UNKNOWN)
-
-    return {**batch, "user_id": drop(batch["user_id"]), "item_id": drop(batch["item_id"])}
+    changed = dict(batch)
+    for name in ("user_id", "item_id"):
+        dropped = torch.rand_like(batch[name], dtype=torch.float32) < share
+        changed[name] = batch[name].masked_fill(dropped & (batch[name] >= FIRST), UNKNOWN)
+    return changed

@@ -31,11 +31,11 @@ METADATA_KEY = "dssm_2"  # another number for another content
 def export_onnx(
     model: DSSM, path: str | Path, part: str = "model", vocabularies: Mapping[str, Vocabulary] | None = None
 ) -> Path:
-    """Write a model or one of its towers as a single ONNX file (notebook 08, "Export").
+    """Write a model or one of its towers as a single ONNX file, with dropout off (notebook 08, "Export").
 
-    One input per feature, of its name: int64 ``[batch]``, or ``[batch, length]`` for a sequence; both sizes are free, 0
-    included. One output: ``user_vector`` or ``item_vector`` ``[batch, D]``, or ``score [batch]``. Dropout is off. The
-    vocabulary sizes travel in the file, and a hash of each of the ``vocabularies``, for :class:`OnnxTower` to check.
+    One input per feature, of its name: int64 ``[batch]``, or ``[batch, length]`` for a sequence; both may be 0. One
+    output, named in :data:`PARTS`: vectors ``[batch, D]`` or scores ``[batch]``. The vocabulary sizes travel in the
+    file, and a hash of each of the ``vocabularies``, for :class:`OnnxTower` to check.
     """
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}; choose from {', '.join(PARTS)}")
@@ -82,41 +82,34 @@ def export_onnx(
 def compress_onnx(source: str | Path, target: str | Path, variant: str) -> Path:
     """Write a smaller copy of an exported file (notebook 08, "Smaller").
 
-    ``"fp16"`` stores every weight in two bytes and computes in float32 as before. ``"int8"`` stores one byte per weight
-    with a scale (per tensor for tables, per column for layers) and multiplies in integers. Another is a ValueError.
+    ``"fp16"`` stores every weight in two bytes and computes in float32: few processors have half-precision arithmetic.
+    ``"int8"`` stores one byte per weight with a scale (per tensor for tables, per column for layers) and multiplies in
+    integers.
     """
     if variant not in VARIANTS:
         raise ValueError(f"unknown variant {variant!r}; choose from {', '.join(VARIANTS)}")
     import onnx
+    from onnx import TensorProto, helper, numpy_helper
     from onnxruntime.quantization import quantize_dynamic
 
     proto = onnx.load(source)
     with write_atomically(target) as temporary, _quiet():
-        if variant == "fp16":
-            _halve_weights(proto)
-            onnx.save_model(proto, temporary)
-        else:
+        if variant == "int8":
             quantize_dynamic(proto, temporary, per_channel=True)
+        else:
+            for weight in proto.graph.initializer:
+                if weight.data_type == TensorProto.FLOAT and np.prod(weight.dims) >= 64:  # constants stay exact
+                    name, half = weight.name, numpy_helper.to_array(weight).astype(np.float16)
+                    weight.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
+                    cast = helper.make_node("Cast", [f"{name}.fp16"], [name], to=TensorProto.FLOAT)
+                    proto.graph.node.insert(0, cast)
+            onnx.save_model(proto, temporary)
     return Path(target)
-
-
-def _halve_weights(proto: Any) -> None:
-    """Float weights become half precision with a cast back to float behind each: half the file, the same operators.
-
-    Processors without half-precision arithmetic gain nothing from computing in it, so only storage changes.
-    """
-    from onnx import TensorProto, helper, numpy_helper
-
-    for weight in proto.graph.initializer:
-        if weight.data_type == TensorProto.FLOAT and np.prod(weight.dims) >= 64:  # constants of the graph stay exact
-            name, half = weight.name, numpy_helper.to_array(weight).astype(np.float16)
-            weight.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))
-            proto.graph.node.insert(0, helper.make_node("Cast", [f"{name}.fp16"], [name], to=TensorProto.FLOAT))
 
 
 @dataclass(frozen=True)
 class OnnxTower:
-    """An exported tower (or model) in onnxruntime. Needs NumPy and onnxruntime; calls may come from several threads."""
+    """An exported tower (or model) in onnxruntime; calls may come from several threads."""
 
     session: Any = field(repr=False)
     ranks: dict[str, int]  # input name → 1 for [B], 2 for [B, L]
@@ -149,29 +142,25 @@ class OnnxTower:
     def __call__(self, batch: Mapping[str, Any]) -> np.ndarray:
         """Ids by input name, ``[B]`` or ``[B, L]`` integers → vectors ``[B, D]`` (scores ``[B]`` of a whole model).
 
-        Raises:
-            KeyError: an input is missing or unknown.
-            ValueError: not whole numbers, a wrong number of axes, unequal batch sizes, or an id outside its
-                vocabulary. onnxruntime itself would wrap -1 around to the last row in silence.
+        An input that is missing is a KeyError. A ValueError: not whole numbers, a wrong number of axes, unequal batch
+        sizes, or an id outside its vocabulary (onnxruntime itself would take the last row for -1, in silence).
         """
-        if different := sorted(batch.keys() ^ self.ranks.keys()):
-            raise KeyError(f"missing or unknown: {different}; this {self.part} takes {', '.join(self.ranks)}")
-        inputs = {name: self._checked(name, np.asarray(batch[name])) for name in self.ranks}
+        inputs = {}
+        for name, rank in self.ranks.items():
+            ids, size = np.asarray(batch[name]), self.vocab_sizes[name]
+            if ids.ndim != rank or (ids.size and ids.dtype.kind not in "iu"):
+                shape = ["batch", "length"][:rank]
+                raise ValueError(f"input {name!r}: expected whole numbers {shape}, got {ids.dtype} {list(ids.shape)}")
+            bad = ids[(ids < 0) | (ids >= size)]
+            if bad.size:
+                raise ValueError(f"input {name!r}: id {bad[0]} is outside 0 … {size - 1}; use the model's vocabulary")
+            if ids.shape[1:] == (0,):  # one padded slot means the same, and max pooling needs a slot
+                ids = np.zeros((len(ids), 1))
+            inputs[name] = ids.astype(np.int64, copy=False)
         rows = {name: len(ids) for name, ids in inputs.items()}
         if len(set(rows.values())) > 1:
             raise ValueError(f"all inputs need the same number of rows, got {rows}")
         return self.session.run(None, inputs)[0]
-
-    def _checked(self, name: str, ids: np.ndarray) -> np.ndarray:
-        size, shape = self.vocab_sizes[name], ["batch", "length"][: self.ranks[name]]
-        if ids.ndim != len(shape) or (ids.size and ids.dtype.kind not in "iu"):
-            raise ValueError(f"input {name!r}: expected whole numbers {shape}, got {ids.dtype} {list(ids.shape)}")
-        bad = ids[(ids < 0) | (ids >= size)]
-        if bad.size:
-            raise ValueError(f"input {name!r}: id {bad[0]} is outside 0 … {size - 1}; use the model's own vocabulary")
-        if ids.shape[-1] == 0 and len(shape) == 2:  # one padded slot means the same, and max pooling needs a slot
-            ids = np.zeros((len(ids), 1))
-        return ids.astype(np.int64, copy=False)
 
 
 @contextmanager

@@ -13,12 +13,11 @@ from .training import TrainingConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting of a model and its training: of ``default_features``, of the towers, of the trainer."""
+    """Every setting of ``default_features``, of the towers (both alike) and of the trainer."""
 
     pooling: str | tuple[str, ...] = DEFAULT_POOLING
     dim: int = 64
     dims: tuple[int, ...] = (256, 64)
-    item_dims: tuple[int, ...] | None = None  # where they differ from the user tower's
     dropout: float = 0.2
     temperature: float = 0.1
     max_history: int = 50
@@ -50,5 +49,5 @@ def build_model(data: EncodedData, recipe: Recipe | str = "dssm", seed: int = 0)
     user, item = default_features(
         data, dim=recipe.dim, pooling=recipe.pooling, max_history=recipe.max_history, without=recipe.without
     )
-    sides = [{"dims": dims, "dropout": recipe.dropout} for dims in (recipe.dims, recipe.item_dims or recipe.dims)]
-    return DSSM(user, item, *sides, temperature=recipe.temperature)
+    tower = {"dims": recipe.dims, "dropout": recipe.dropout}
+    return DSSM(user, item, tower, tower, temperature=recipe.temperature)

@@ -11,7 +11,6 @@ backend is used.
 from __future__ import annotations
 
 import io
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,18 +36,15 @@ def build_index(vectors: np.ndarray, ids: Sequence[int] | None = None, backend: 
     Args:
         vectors: ``[n, D]`` numbers, scaled to unit length here.
         ids: ``[n]`` unique whole numbers from 0; default the row numbers.
-        backend, options: a key of :data:`BACKENDS` and what the ``DEFAULTS`` of its class name. ``normalize=False``
-            keeps the lengths, so that all but Annoy rank by inner product: a switch to break things with.
+        backend, options: a key of :data:`BACKENDS` and what the ``DEFAULTS`` of its class name.
 
     Raises:
         ValueError: vectors, ids, a backend or options that cannot work; an Annoy that answers wrongly.
         ImportError: a library is missing; the message holds the command that installs it.
     """
     index = _empty(backend, options)
-    vectors = checked_vectors(vectors, index.options["normalize"])
+    vectors = checked_vectors(vectors)
     n, index.dim = vectors.shape
-    if n == 0:
-        raise ValueError("nothing to index: vectors is empty")
     index.ids = checked_ids(np.arange(n) if ids is None else ids, n)
     index._build(vectors)
     return index
@@ -73,7 +69,12 @@ def load_index(source: str | Path | Manifest, *, uri: str | None = None, token: 
         raise ValueError(f"the vectors of {manifest.path} live elsewhere, in a Milvus; say where by uri=")
     index = _empty(manifest.fields["backend"], saved | {name: value for name, value in given.items() if value})
     index.dim = manifest.fields["dim"]
-    index._read(manifest.files)
+    if uri:
+        index.open()
+        return index
+    items = np.load(io.BytesIO(manifest.files["items.npz"]))
+    index.ids = items["ids"]
+    index._unpack(items["vectors"])
     return index
 
 
@@ -104,24 +105,17 @@ class ExactIndex(Index):
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         self.vectors = np.concatenate([self.vectors[~replaced], vectors])
 
-    def _write(self, folder: Path) -> None:
-        np.savez(folder / "items.npz", ids=self.ids, vectors=self.vectors)
-
-    def _read(self, files: Mapping[str, bytes]) -> None:
-        saved = np.load(io.BytesIO(files["items.npz"]))
-        self.ids, self.vectors = saved["ids"], saved["vectors"]
-
 
 class AnnoyIndex(Index):
     """Spotify's forest of random-projection trees, read-only once built, mapped from a private file.
 
-    ``n_trees`` costs memory and build time; ``search_k``, the number of vectors looked at, costs time per query (-1 is
-    Annoy's own ``n · n_trees``). A wrongly compiled Annoy answers wrongly without an error: each build is checked. It
-    knows no filter, so the allowed are searched exactly.
+    ``n_trees`` costs memory and build time; ``search_k``, the number of vectors looked at, costs time per query. A
+    wrongly compiled Annoy answers wrongly without an error: each build is checked. It knows no filter, so the allowed
+    are searched exactly.
     """
 
     backend = "annoy"
-    DEFAULTS: ClassVar = {"normalize": True, "n_trees": 40, "search_k": 4000, "seed": 0, "n_jobs": 1}
+    DEFAULTS: ClassVar = {"n_trees": 40, "search_k": 4000}
     TUNABLE = ("search_k",)
 
     def _open(self) -> None:
@@ -131,19 +125,19 @@ class AnnoyIndex(Index):
 
     def _build(self, vectors: np.ndarray) -> None:
         self._open()
-        self._annoy.set_seed(self.options["seed"])
+        self._annoy.set_seed(0)
         for row, vector in enumerate(vectors):
             self._annoy.add_item(row, vector)
-        self._annoy.build(self.options["n_trees"], self.options["n_jobs"])
+        self._annoy.build(self.options["n_trees"], 1)  # of several threads the forest would differ each time
         self._check(vectors)
         self._annoy.save(str(self._file))  # from now on Annoy maps this file and keeps nothing of its own
 
     def _check(self, vectors: np.ndarray) -> None:
         """Compare the neighbours and scores of a sample with exact search."""
-        n, right, unit = min(10, len(vectors)), 0, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        sample = unit[np.random.default_rng(0).permutation(len(unit))[:8]]
-        for query, cosine in zip(sample, sample @ unit.T, strict=True):
-            rows, distances = self._annoy.get_nns_by_vector(query, n, max(len(unit), 1000), True)
+        n, right = min(10, len(vectors)), 0
+        sample = vectors[np.random.default_rng(0).permutation(len(vectors))[:8]]
+        for query, cosine in zip(sample, sample @ vectors.T, strict=True):
+            rows, distances = self._annoy.get_nns_by_vector(query, n, max(len(vectors), 1000), True)
             near = cosine[rows] >= np.sort(cosine)[-n] - 1e-4  # equal vectors stand in for each other
             right += np.sum(near & (np.abs(1 - np.square(distances) / 2 - cosine[rows]) < 0.01))
         if right < 0.7 * n * len(sample):
@@ -154,27 +148,24 @@ class AnnoyIndex(Index):
         if len(inside) < len(self):
             yield from self._search_all(queries, n, inside)
             return
-        search_k = self.options["search_k"]
-        search_k = max(search_k, n) if search_k >= 0 else search_k
+        search_k = max(self.options["search_k"], n)
         for query in queries:
             rows, distances = self._annoy.get_nns_by_vector(query, n, search_k, True)
             yield self.ids[rows], 1 - np.square(distances) / 2  # angular distance is √(2 − 2 cos)
 
     def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(np.isin(self.ids, ids)).tolist()
-        return checked_vectors([self._annoy.get_item_vector(row) for row in rows], normalize=True)
+        return checked_vectors([self._annoy.get_item_vector(row) for row in rows])
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         raise ValueError("an Annoy index is read-only once built; call build_index again with all vectors")
 
-    def _write(self, folder: Path) -> None:
-        np.save(folder / "ids.npy", self.ids)
-        shutil.copyfile(self._file, folder / "items.ann")
+    def _packed(self) -> np.ndarray:
+        return np.fromfile(self._file, dtype=np.uint8)
 
-    def _read(self, files: Mapping[str, bytes]) -> None:
-        self.ids = np.load(io.BytesIO(files["ids.npy"]))
+    def _unpack(self, packed: np.ndarray) -> None:
         self._open()
-        self._file.write_bytes(files["items.ann"])
+        packed.tofile(self._file)
         self._annoy.load(str(self._file))
 
     def close(self) -> None:
@@ -185,7 +176,7 @@ class AnnoyIndex(Index):
 class FaissIndex(Index):
     """Meta's library. ``kind`` is the trade: ``flat`` exact; ``sq8`` exact search over 8-bit numbers; ``ivf`` looks at
     the ``nprobe`` nearest of ``nlist`` cells (default about 4·√n); ``ivfpq`` the same over vectors compressed to ``m``
-    codes of ``nbits`` bits; ``hnsw`` walks a graph of ``M`` neighbours with a beam of ``efSearch``.
+    bytes; ``hnsw`` walks a graph of ``M`` neighbours with a beam of ``efSearch``.
 
     H. Jégou et al., "Product Quantization for Nearest Neighbor Search", TPAMI 2011; Y. Malkov and D. Yashunin,
     "Efficient and Robust Approximate Nearest Neighbor Search Using HNSW Graphs", TPAMI 2018.
@@ -196,12 +187,11 @@ class FaissIndex(Index):
         "flat": "IDMap2,Flat",
         "ivf": "IVF{nlist},Flat",
         "hnsw": "IDMap2,HNSW{M}",
-        "ivfpq": "IVF{nlist},PQ{m}x{nbits}np",
+        "ivfpq": "IVF{nlist},PQ{m}np",
         "sq8": "IDMap2,SQ8",
     }
     DEFAULTS: ClassVar = {
-        "normalize": True, "kind": "hnsw", "nlist": None, "nprobe": 16, "M": 32, "efConstruction": 100, "efSearch": 64,
-        "m": None, "nbits": 8, "seed": 0,
+        "kind": "hnsw", "nlist": None, "nprobe": 16, "M": 32, "efConstruction": 100, "efSearch": 64, "m": None,
     }  # fmt: skip
     TUNABLE = ("nprobe", "efSearch")
 
@@ -218,7 +208,7 @@ class FaissIndex(Index):
             if kind == "hnsw":
                 faiss.downcast_index(index.index).hnsw.efConstruction = options["efConstruction"]
             if kind in ("ivf", "ivfpq"):
-                index.cp.seed, index.cp.min_points_per_centroid = options["seed"], 1  # no warnings on a small set
+                index.cp.seed, index.cp.min_points_per_centroid = 0, 1  # no warnings on a small set
             if kind == "ivfpq":
                 index.pq.cp.min_points_per_centroid = 1
             index.train(vectors)
@@ -248,21 +238,17 @@ class FaissIndex(Index):
         return self._faiss.reconstruct_batch(ids)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
-        if replaced.any() and self.options["kind"] == "hnsw":
-            known = self.ids[replaced][0]
-            raise ValueError(f"Faiss' HNSW cannot replace a vector (id {known} exists); call build_index again")
         if replaced.any():
+            if self.options["kind"] == "hnsw":
+                raise ValueError("Faiss' HNSW cannot replace a vector whose id exists; call build_index again")
             self._faiss.remove_ids(self.ids[replaced])
         self._faiss.add_with_ids(vectors, ids)
 
-    def _write(self, folder: Path) -> None:
-        np.save(folder / "ids.npy", self.ids)
-        library("faiss", "faiss-cpu").write_index(self._faiss, str(folder / "items.faiss"))
+    def _packed(self) -> np.ndarray:
+        return library("faiss", "faiss-cpu").serialize_index(self._faiss)
 
-    def _read(self, files: Mapping[str, bytes]) -> None:
-        self.ids = np.load(io.BytesIO(files["ids.npy"]))
-        content = np.frombuffer(files["items.faiss"], dtype=np.uint8)
-        self._faiss = library("faiss", "faiss-cpu").deserialize_index(content)
+    def _unpack(self, packed: np.ndarray) -> None:
+        self._faiss = library("faiss", "faiss-cpu").deserialize_index(packed)
 
 
 BACKENDS: dict[str, type[Index]] = {kind.backend: kind for kind in (ExactIndex, AnnoyIndex, FaissIndex, MilvusIndex)}

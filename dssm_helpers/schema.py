@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("category", "number", "list")
-SIDES = ("user", "item")
+KNOWN = {"kind": ("category", "number", "list"), "side": ("user", "item")}
 
 
 @dataclass(frozen=True)
@@ -21,15 +20,13 @@ class Column:
     """One column of the users' or the items' table.
 
     Args:
-        name: of the column, and of the feature made from it.
-        side: ``"user"`` or ``"item"``.
+        name: of the feature too.
         kind: ``category`` (text or a whole number), ``number`` (becomes the lower bound of its group) or ``list`` (of
             categories; text is split at ``separator``).
         bins: lower bounds of the groups of a number; without them :meth:`fit` takes tenths of the values.
         limits: smallest and largest number that makes sense; others are refused.
         prefix: keep only this many first characters of a text.
         digits: whole numbers are written with this many digits before they count as text.
-        optional: the table may lack the column.
     """
 
     name: str
@@ -40,11 +37,11 @@ class Column:
     prefix: int | None = None
     digits: int | None = None
     separator: str = "|"
-    optional: bool = False
+    optional: bool = False  # the table may lack it
 
     def __post_init__(self) -> None:
-        for field, given, known in (("kind", self.kind, KINDS), ("side", self.side, SIDES)):
-            if given not in known:
+        for field, known in KNOWN.items():
+            if (given := getattr(self, field)) not in known:
                 raise ValueError(f"column {self.name!r}: unknown {field} {given!r}; choose from {', '.join(known)}")
 
     def fit(self, values: Iterable) -> Column:
@@ -74,8 +71,10 @@ class Column:
         text = [f"{v:0{self.digits}d}" if self.digits and isinstance(v, (int, np.integer)) else str(v) for v in values]
         return np.asarray([t.strip()[: self.prefix] for t in text], dtype=str)
 
-    def split(self, value: str | Iterable) -> list:
-        """The entries of one value of a list column."""
+    def split(self, value: Any) -> list:
+        """The entries of one value of a list column; of another, the value."""
+        if self.kind != "list":
+            return [value]
         return value.split(self.separator) if isinstance(value, str) else list(value)
 
 
@@ -106,7 +105,6 @@ class Schema:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Schema:
         columns = []
-        for column in fields["columns"]:  # JSON knows lists only
-            limits = tuple(column["limits"]) if column["limits"] else None
-            columns.append(Column(**{**column, "bins": tuple(column["bins"]), "limits": limits}))
+        for column in fields["columns"]:  # JSON turns tuples into lists
+            columns.append(Column(**{name: tuple(v) if isinstance(v, list) else v for name, v in column.items()}))
         return cls(**{**fields, "columns": tuple(columns)})

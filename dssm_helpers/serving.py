@@ -12,7 +12,7 @@ import io
 import json
 import reprlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import __version__
 from .files import Manifest, file_digest, read_manifest, write_folder
 from .index import NOTHING, Index
 from .onnx_export import OnnxTower, export_onnx
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from .data import EncodedData
     from .model import DSSM
 
-KIND = "bundle"
+COLLECTION = "items_{:.12}"  # in Milvus; named by a digest, vectors of another model never meet its user tower
 BASES = {
     "user": "a known user",
     "history": "an unknown user with a history",
@@ -61,32 +60,22 @@ def export_bundle(
     """Write everything a server needs into one folder, complete or not at all (notebook 09, "The bundle").
 
     Both towers as ONNX, the item vectors and an index over them, vocabularies, titles, training counts (the fallback),
-    the users' columns, and a manifest. A bundle that is already there is replaced.
+    and the users' columns. A bundle that is already there is replaced; other files are a FileExistsError.
 
     Args:
         train: positions whose interactions count towards popularity.
-        backend, index_options: of ``build_index``. ``"milvus"`` with ``uri=`` and ``token=`` fills a collection on a
-            server, named after these very vectors; without, the bundle holds a Milvus Lite database.
-
-    Raises:
-        ValueError: a model without a history.
-        FileExistsError: the folder holds other files.
+        backend, index_options: of ``build_index``. ``"milvus"`` with ``uri=`` and ``token=`` fills a collection there.
     """
-    import onnxruntime
-    import torch
-
     history = next((f for f in model.user_tower.embedding.features if f.name == "history"), None)
     if history is None:
         raise ValueError("a Recommender answers from a history; this model's user tower has no feature 'history'")
     seen = {f.name for tower in (model.user_tower, model.item_tower) for f in tower.embedding.features}
     fields = {
         "dataset": data.name,
-        "backend": backend,
         "schema": replace(data.schema, columns=tuple(c for c in data.schema.columns if c.name in seen)).to_json(),
         "max_history": history.max_length,
-        "versions": {m.__name__: m.__version__ for m in (np, onnxruntime, torch)} | {"dssm_helpers": __version__},
     }
-    with write_folder(path, KIND, fields) as folder:
+    with write_folder(path, "bundle", fields) as folder:
         for part in ("user", "item"):
             export_onnx(model, folder / f"{part}_tower.onnx", part, data.vocabularies)
         # The file that will encode new items encodes the old ones, so both kinds of vectors come from one tower.
@@ -94,14 +83,13 @@ def export_bundle(
         real = {name: data.item_columns[name][FIRST:] for name in tower.ranks}
         parts = range(0, data.n_items - FIRST, 4096)
         vectors = np.concatenate([tower({n: c[start : start + 4096] for n, c in real.items()}) for start in parts])
-        fields["shapes"] = {"item_vectors": vectors.shape}
         np.save(folder / "item_vectors.npy", vectors)
         np.save(folder / "popularity.npy", data.item_counts(train)[FIRST:])
         np.savez(folder / "users.npz", **{name: c for name, c in data.user_columns.items() if name in seen})
         save_vocabularies(data.vocabularies, folder / "vocabularies.json")
         (folder / "titles.json").write_text(json.dumps(data.titles[FIRST:], ensure_ascii=False), encoding="utf-8")
         if backend == "milvus":
-            index_options.setdefault("collection", _collection(file_digest(folder / "item_vectors.npy")))
+            index_options.setdefault("collection", COLLECTION.format(file_digest(folder / "item_vectors.npy")))
         ids = [index_id(raw) for raw in data.vocabularies["item_id"].values.tolist()]
         index = build_index(vectors, ids, backend=backend, **index_options)
         index.save(folder / "index")
@@ -109,14 +97,9 @@ def export_bundle(
     return Path(path)
 
 
-def _collection(vectors_digest: str) -> str:
-    """Name of the Milvus collection of a bundle: vectors of another model never meet its user tower."""
-    return f"items_{vectors_digest[:12]}"
-
-
 @dataclass(frozen=True)
 class Recommendations:
-    """What :meth:`Recommender.recommend` returns, best first; iterating gives (item_id, title, score)."""
+    """What :meth:`Recommender.recommend` returns, best first."""
 
     item_ids: list[RawId]
     titles: list[str]
@@ -127,16 +110,13 @@ class Recommendations:
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    def __iter__(self) -> Iterator[tuple[RawId, str, float]]:
-        return iter(zip(self.item_ids, self.titles, self.scores, strict=True))
-
     def __str__(self) -> str:
         lines = [f"For {BASES[self.basis]}"]
         if self.ignored:
             lines.append(f"(never seen in training: {', '.join(self.ignored)})")
         width = ".0f" if self.basis == "popularity" else ".3f"
-        lines += [f"{rank:>3}  {score:{width}}  {title}" for rank, (_, title, score) in enumerate(self, start=1)]
-        return "\n".join(lines)
+        best = enumerate(zip(self.scores, self.titles, strict=True), start=1)
+        return "\n".join(lines + [f"{rank:>3}  {score:{width}}  {title}" for rank, (score, title) in best])
 
 
 @dataclass(frozen=True)
@@ -164,12 +144,9 @@ class Catalogue:
 
 
 class Recommender:
-    """Raw values in, titles out (notebook 09, "The recommender"). Any number of threads may ask and add.
+    """Raw values in, titles out (notebook 09, "The recommender"). Any number of threads may ask and add."""
 
-    It has the two towers, the vocabularies by column, the ``fields`` of the manifest, and the ``catalogue`` of now.
-    """
-
-    def __init__(self, manifest: Manifest, **connection: str):
+    def __init__(self, manifest: Manifest, uri: str | None, token: str):
         self.fields, files = manifest.fields, manifest.files
         self.vocabularies = load_vocabularies(files["vocabularies.json"])
         self.user_tower = OnnxTower.load(files["user_tower.onnx"], self.vocabularies)
@@ -184,34 +161,29 @@ class Recommender:
         self._ids = [index_id(raw) for raw in raw_ids]
         self._counts = dict(zip(self._ids, counts.tolist(), strict=True))
         try:
-            index = load_index(manifest.inside("index", "index"), **connection)
+            index = load_index(manifest.inside("index", "index"), uri=uri, token=token)
         except ValueError:  # with sound bytes: the index is no Milvus, or this Milvus has no such collection yet
-            if "uri" not in connection:
+            if uri is None:
                 raise
-            name = _collection(hashlib.sha256(files["item_vectors.npy"]).hexdigest())
-            index = build_index(self._vectors, self._ids, backend="milvus", collection=name, **connection)
+            milvus = {"collection": COLLECTION.format(hashlib.sha256(files["item_vectors.npy"]).hexdigest())}
+            index = build_index(self._vectors, self._ids, backend="milvus", uri=uri, token=token, **milvus)
         popular = np.argsort(-counts, kind="stable").tolist()
         self.catalogue = Catalogue(index, {raw_ids[i]: titles[i] for i in popular}, {})
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, path: str | Path, uri: str | None = None, token: str | None = None) -> Recommender:
+    def load(cls, path: str | Path, uri: str | None = None, token: str = "") -> Recommender:
         """Open a bundle, from the very bytes that were compared with its manifest.
 
         Args:
             uri, token: search in Milvus instead of in the index of the bundle: a file ``"movies.db"`` for Milvus Lite,
-                or a server's ``"http://host:19530"`` with ``"user:password"`` or an API key. The collection is named
-                after the item vectors, and filled here unless :func:`export_bundle` did; what others added stays.
+                or a server's ``"http://host:19530"`` with ``"user:password"`` or an API key. The collection is filled
+                here unless :func:`export_bundle` did; what others added stays.
 
         Raises:
             FileNotFoundError, ValueError: no bundle, a missing or altered file (named), a tower of other vocabularies.
-            ImportError: onnxruntime or the index library is not installed.
         """
-        connection = {name: value for name, value in (("uri", uri), ("token", token)) if value is not None}
-        return cls(read_manifest(path, KIND), **connection)
-
-    def __repr__(self) -> str:
-        return f"Recommender({self.fields['dataset']!r}: {len(self.titles):,} items, index {self.index.backend!r})"
+        return cls(read_manifest(path, "bundle"), uri, token)
 
     @property
     def index(self) -> Index:
@@ -245,16 +217,13 @@ class Recommender:
         if unknown := [_quoted.repr(name) for name in given if name not in columns]:
             raise ValueError(f"the {side} has no field {', '.join(unknown)}; the fields are {', '.join(columns)}")
         for name, value in given.items():
-            nothing = value is None or (isinstance(value, float) and value != value)
-            if nothing or (isinstance(value, (str, list, tuple)) and not value):
+            value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+            if value is None or value != value or value in ("", [], ()):
                 continue
             column, vocabulary = columns[name], self.vocabularies[name]
-            kinds = [str] if vocabulary.is_text else [int]
-            if column.kind == "number":
-                kinds = [float]
-            elif column.prefix or column.digits:
-                kinds = [str, int]
-            several = column.kind == "list" and isinstance(value, (str, list, tuple, np.ndarray))
+            kinds = [str, int] if column.prefix or column.digits else [str] if vocabulary.is_text else [int]
+            kinds = [float] if column.kind == "number" else kinds
+            several = column.kind == "list" and isinstance(value, (str, list, tuple))
             values = [_checked(name, entry, *kinds) for entry in (column.split(value) if several else [value])]
             indices = vocabulary.encode(column.normalise(values))
             encoded[name] = indices[None] if column.kind == "list" else indices

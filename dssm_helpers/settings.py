@@ -44,12 +44,8 @@ def data_dir() -> Path:
 
 
 def artifacts_dir(dataset: str) -> Path:
-    """``DSSM_ARTIFACTS_DIR``, else ``artifacts/`` in the repository, then the data set's name.
-
-    Raises:
-        ValueError: it is the data folder too; emptying the one would remove an unpacked data set from the other.
-    """
+    """``DSSM_ARTIFACTS_DIR``, else ``artifacts/`` in the repository, then the data set's name."""
     folder = Path(os.environ.get("DSSM_ARTIFACTS_DIR") or project_root() / "artifacts").expanduser()
-    if folder.resolve() == data_dir().resolve():
+    if folder.resolve() == data_dir().resolve():  # emptying the one would remove an unpacked data set from the other
         raise ValueError(f"DSSM_ARTIFACTS_DIR and DSSM_DATA_DIR are both {folder}; give each a folder of its own")
     return folder / dataset

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from .features import Batch, Pooling, SequenceFeature
+from .features import Batch, Pooling
 from .files import write_atomically
-from .model import DSSM, FeatureEmbedding, evaluation_mode
+from .model import DSSM, evaluation_mode
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +31,8 @@ FORMATS = ("svg", "png", "pdf")
 FUNCTIONS = {"__getitem__": "first slots", "ne": "is no padding", "cat": "concatenate", "normalize": "L2-normalise"}
 FUNCTIONS |= {"matmul": "matrix product", "output-tensor": "output", "squeeze": "empty-pass", "unsqueeze": "empty-pass"}
 """torch's names, said plainly. For an ``empty-pass`` torchview draws no box, and lets arrows through."""
-INSTALL = """  Debian, Ubuntu   sudo apt-get install graphviz
+INSTALL = """  any system       pip install graphviz-pure    (SVG and PNG, no PDF)
+  Debian, Ubuntu   sudo apt-get install graphviz
   macOS            brew install graphviz
   Windows          winget install graphviz
   conda            conda install -c conda-forge graphviz"""
@@ -55,14 +55,13 @@ def find_renderer() -> Path:
     beside = str(Path(sys.executable).parent)  # a kernel of an environment that is not activated has no PATH to it
     found = shutil.which("dot") or shutil.which("graphviz-pure") or shutil.which("graphviz-pure", path=beside)
     if found is None:
-        anywhere = "any system       pip install graphviz-pure    (SVG and PNG, no PDF)"
-        raise RuntimeError(f"drawing a network needs Graphviz. One command is enough:\n  {anywhere}\n{INSTALL}")
+        raise RuntimeError(f"drawing a network needs Graphviz. One command is enough:\n{INSTALL}")
     return Path(found)
 
 
 def visualize_model(
     model: nn.Module,
-    batch: Batch | None = None,
+    batch: Batch,
     *,
     save_dir: str | Path | None = None,
     name: str = "model",
@@ -73,7 +72,7 @@ def visualize_model(
 
     Args:
         model: a :class:`DSSM`, one of its towers, or any module whose ``forward`` takes ``batch``.
-        batch: whatever the model takes; default two rows of padding. Only its shapes are drawn.
+        batch: name → tensor, of all inputs and no others; only the shapes matter.
         save_dir: folder for ``<name>.<format>``; without it nothing is written.
         depth: levels of nesting to open: 1 shows the towers, 2 their parts, 3 every layer.
         formats: of ``svg``, ``png``, ``pdf``. PDF needs Graphviz' own ``dot``; without it a ValueError says so.
@@ -82,12 +81,7 @@ def visualize_model(
         raise ValueError(f"depth must be at least 1, formats of {', '.join(FORMATS)}; got {depth} and {formats}")
     renderer = find_renderer()
     if "pdf" in formats and renderer.stem == "graphviz-pure":
-        raise ValueError(f"PDF needs Graphviz' own `dot`; graphviz-pure writes SVG and PNG. To install dot:\n{INSTALL}")
-    if batch is None:
-        parts = reversed([part for part in model.modules() if isinstance(part, FeatureEmbedding)])  # the user's first
-        features = [feature for part in parts for feature in part.features]
-        shapes = {f.name: (2, f.max_length) if isinstance(f, SequenceFeature) else (2,) for f in features}
-        batch = {column: torch.zeros(shape, dtype=torch.long) for column, shape in shapes.items()}
+        raise ValueError(f"PDF needs Graphviz' own `dot`, not graphviz-pure:\n{INSTALL}")
     source = _trace(model, batch, name, depth)
     pictures, files = {}, {}
     for kind in dict.fromkeys(["svg", *formats]):
@@ -153,11 +147,8 @@ def _reads(node: Any, column: Any) -> bool:
     return node.is_container or any(_reads(inside, column) for tensor in passed for inside in tensor.children)
 
 
-def draw_towers(model: DSSM, ax: Axes | None = None) -> Axes:
+def draw_towers(model: DSSM, ax: Axes) -> Axes:
     """The two towers by hand: boxes are vectors, as wide as they have dimensions; arrows are operations."""
-    import matplotlib.pyplot as plt
-
-    ax = ax or plt.figure(figsize=(9, 6.6)).add_axes((0, 0, 1, 1))
     towers = {"user tower": (model.user_tower, 2.5, COLOURS[0]), "item tower": (model.item_tower, 7.5, COLOURS[3])}
     scale = 4.4 / max(tower.embedding.width for tower, *_ in towers.values())  # of a box per dimension
     top = 3 + max(len(tower.mlp) for tower, *_ in towers.values()) // 2
@@ -209,32 +200,27 @@ def embedding_map(vectors: np.ndarray, method: str = "pca", seed: int = 0, perpl
 def draw_map(
     ax: Axes,
     coordinates: np.ndarray,
-    colour_by: Sequence[str] | np.ndarray,
+    colour_by: Sequence[str],
     labels: Mapping[int, str] | None = None,
     title: str = "",
     size: float | np.ndarray = 12,
 ) -> Axes:
-    """Scatter ``coordinates [n, 2]``, coloured by a number or by up to six names (``""`` is grey).
+    """Scatter ``coordinates [n, 2]``, coloured by up to six names (``""`` is grey).
 
-    Args:
-        labels: row → text, the most important first. A dozen are written: the first that find room beside their point.
-        size: marker area, one or ``[n]``.
+    ``labels``: row → text, the most important first. A dozen are written: the first that find room beside their point.
     """
     from matplotlib.patheffects import withStroke
 
     x, y = np.asarray(coordinates).T
-    size, values = np.broadcast_to(np.asarray(size, dtype=float), x.shape), np.asarray(colour_by)
-    if values.dtype.kind in "US":
-        names = sorted(set(values.tolist()) - {""})
-        if len(names) > len(COLOURS):
-            raise ValueError(f"{len(names)} names, but only {len(COLOURS)} colours can be told apart: group some as ''")
-        for name, colour in zip(["", *names], [GREY, *COLOURS], strict=False):
-            rows = values == name
-            ax.scatter(x[rows], y[rows], size[rows], colour, alpha=0.8 if name else 0.45, lw=0)
-            if name:  # the legend has dots of one size, and would take what stands between two $ for a formula
-                ax.scatter([], [], 40, colour, label=name.replace("$", r"\$"))
-    else:
-        ax.scatter(x, y, size, values.astype(float), cmap="viridis", alpha=0.85, lw=0)
+    size, values = np.broadcast_to(size, x.shape), np.asarray(colour_by)
+    names = sorted(set(values.tolist()) - {""})
+    if len(names) > len(COLOURS):
+        raise ValueError(f"{len(names)} names, but only {len(COLOURS)} colours can be told apart: group some as ''")
+    for name, colour in zip(["", *names], [GREY, *COLOURS], strict=False):
+        rows = values == name
+        ax.scatter(x[rows], y[rows], size[rows], colour, alpha=0.8 if name else 0.45, lw=0)
+        if name:  # the legend has dots of one size, and would take what stands between two $ for a formula
+            ax.scatter([], [], 40, colour, label=name.replace("$", r"\$"))
     ax.set_title(title, fontsize=11)
     ax.set(xticks=[], yticks=[])
     ax.margins(0.06)

@@ -29,10 +29,9 @@ class Vocabulary:
 
     def __init__(self, name: str, values: Sequence[int] | Sequence[str]):
         array = np.asarray(values)
-        if array.ndim != 1 or array.size == 0:
-            raise ValueError(f"vocabulary {name!r}: expected a non-empty list of values, got shape {array.shape}")
-        if array.dtype.kind not in "iuU":
-            raise ValueError(f"vocabulary {name!r}: expected integers or text, got {array.dtype} (missing ids?)")
+        if array.shape in ((), (0,)) or array.dtype.kind not in "iuU":
+            found = f"{array.dtype} {array.shape}"
+            raise ValueError(f"vocabulary {name!r}: expected integers or text, got {found} (missing ids?)")
         array = array.astype(str if array.dtype.kind == "U" else np.int64)
         if not (array[1:] > array[:-1]).all():
             raise ValueError(f"vocabulary {name!r}: values must be sorted and unique; use Vocabulary.fit")
@@ -40,7 +39,6 @@ class Vocabulary:
 
     @classmethod
     def fit(cls, name: str, values: Iterable) -> Vocabulary:
-        """Collect the distinct ``values`` of a column."""
         array = np.asarray(values)
         if array.dtype.kind == "O":  # pandas' text, or something missing
             text = any(isinstance(v, str) for v in array.flat)
@@ -52,9 +50,6 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.values) + FIRST
-
-    def __repr__(self) -> str:
-        return f"Vocabulary({self.name!r}, {len(self.values)} values)"
 
     @property
     def is_text(self) -> bool:
@@ -82,18 +77,17 @@ class Vocabulary:
         return np.where(self.values[row] == array, row + FIRST, UNKNOWN)
 
     def decode(self, indices: Iterable[int]) -> list:
-        """Raw values of ``indices``; ``None`` stands for padding and unknown."""
+        """Raw values; ``None`` for padding and unknown."""
         return [self.values[i - FIRST].item() if i >= FIRST else None for i in np.asarray(indices).tolist()]
 
 
 def save_vocabularies(vocabularies: Mapping[str, Vocabulary], path: str | Path) -> None:
-    """Write vocabularies as one JSON object ``{name: [values]}``."""
+    """Write one JSON object ``{name: [values]}``."""
     values = {name: vocabulary.values.tolist() for name, vocabulary in vocabularies.items()}
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
 
 
-def load_vocabularies(source: str | Path | bytes) -> dict[str, Vocabulary]:
-    """Read what :func:`save_vocabularies` wrote, from a path or from the file's bytes."""
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+def load_vocabularies(content: bytes) -> dict[str, Vocabulary]:
+    """What :func:`save_vocabularies` wrote, from the file's bytes."""
     return {name: Vocabulary(name, values) for name, values in json.loads(content).items()}

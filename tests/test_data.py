@@ -10,11 +10,9 @@ import pytest
 from conftest import encoded, notebook_definitions
 from test_movielens import MOVIES, RATINGS, USERS
 
-from dssm_helpers.data import SPLITS, encode, make_split, split_at_moment, split_by_time
+from dssm_helpers.data import SPLITS, encode, make_split, split_by_time
 from dssm_helpers.movielens import MovieLens, synthetic
 from dssm_helpers.schema import Column, Schema
-
-# -- bad tables -------------------------------------------------------------------------------------------------------
 
 GOOD = MovieLens("small", RATINGS, USERS, MOVIES)
 
@@ -27,20 +25,15 @@ BAD_TABLES = {
     "misnamed column": ("ratings", lambda t: t.rename(columns={"movie_id": "item"}), "missing column movie_id; found"),
     "no zip": ("users", lambda t: t.drop(columns="zip"), "users: missing column zip"),
     "no ratings": ("ratings", lambda t: t.iloc[:0], "interactions: the table is empty"),
-    "no users": ("users", lambda t: t.iloc[:0], "users: the table is empty"),
     "NaN user": ("ratings", lambda t: with_value(t, "user_id", None), r"user_id: 1 missing values, first in row 1"),
-    "NaN movie": ("movies", lambda t: with_value(t, "movie_id", np.nan), r"items\.movie_id: 1 missing"),
-    "NaN gender": ("users", lambda t: with_value(t, "gender", None), r"users\.gender: 1 missing"),
-    "NaN time": ("ratings", lambda t: with_value(t, "timestamp", np.nan), r"interactions\.timestamp: 1 missing"),
+    "NaN gender": ("users", lambda t: with_value(t, "gender", np.nan), r"users\.gender: 1 missing"),
     "time as text": ("ratings", lambda t: t.assign(timestamp="1997-12-04"), r"timestamp: expected whole numbers"),
     "ids as text": ("ratings", lambda t: t.assign(user_id=t["user_id"].astype(str)), "holds integers"),
     "ids as floats": ("movies", lambda t: t.assign(movie_id=t["movie_id"] + 0.0), "integers or text, got float64"),
     "age as text": ("users", lambda t: t.assign(age="young"), r"age: expected between 0 and 130, got 'young'"),
     "double rating": ("ratings", lambda t: pd.concat([t, t.iloc[:2]]), "2 duplicate rows, .*drop_duplicates"),
-    "double user": ("users", lambda t: pd.concat([t, t.iloc[:1]]), "users: 1 duplicate rows"),
     "double movie": ("movies", lambda t: pd.concat([t, t.iloc[:1]]), "items: 1 duplicate rows"),
     "stranger": ("users", lambda t: t.iloc[1:], "3 rows have a user_id that is not in users, first 7"),
-    "unlisted movie": ("movies", lambda t: t.iloc[1:], "2 rows have a movie_id that is not in items, first 10"),
 }  # fmt: skip
 
 
@@ -52,20 +45,17 @@ def test_bad_tables_are_refused(what):
         encoded(bad)
 
 
-# -- encoding ---------------------------------------------------------------------------------------------------------
-
-
-def with_ties(seed: int, n_ratings: int = 800) -> MovieLens:
-    """Generated tables in random row order, with many equal timestamps and a few users of one or two ratings."""
-    tables = synthetic(n_ratings, n_users=40, n_movies=150, seed=seed)
+def with_ties(seed: int) -> MovieLens:
+    """Generated tables in random row order, many equal timestamps; users 1 to 3 have one, two and no ratings."""
+    tables = synthetic(800, n_users=40, n_movies=150, seed=seed)
     ratings = tables.ratings.sample(frac=1, random_state=seed)
     ratings["timestamp"] = np.random.default_rng(seed).integers(0, 25, len(ratings))
-    few = ratings["user_id"].isin([1, 2])
+    few = ratings["user_id"].isin([1, 2, 3])
     short = pd.concat([ratings[ratings["user_id"] == 1].iloc[:1], ratings[ratings["user_id"] == 2].iloc[:2]])
     return replace(tables, ratings=pd.concat([ratings[~few], short]).reset_index(drop=True))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_flat_order_is_user_time_and_original_row(seed):
     tables = with_ties(seed)
     data = encoded(tables)
@@ -108,18 +98,17 @@ def test_counts_and_histories_equal_a_loop(data, split):
     assert counts.shape == (data.n_items,)
     assert counts.tolist() == [int((data.item[split.train] == i).sum()) for i in range(data.n_items)]
     for position in (0, 17, len(data) - 1):
-        before = [p for p in range(position) if data.user[p] == data.user[position]]
+        before = (data.user == data.user[position]) & (np.arange(len(data)) < position)
         assert data.history(position).tolist() == data.item[before].tolist()
 
 
 def test_fingerprint_notices_a_change(tables, data):
     assert encoded(tables).fingerprint() == data.fingerprint()
-    changed = tables.ratings.assign(timestamp=tables.ratings["timestamp"] + 1)
-    assert encoded(replace(tables, ratings=changed)).fingerprint() != data.fingerprint()
+    later = replace(tables, ratings=tables.ratings.assign(timestamp=tables.ratings["timestamp"] + 1))
     older = replace(tables, users=tables.users.assign(age=20))
-    assert encoded(older).fingerprint() != data.fingerprint()
-    renamed = replace(data, schema=replace(data.schema, columns=data.schema.columns[::-1]))
-    assert renamed.fingerprint() != data.fingerprint()
+    turned = replace(data, schema=replace(data.schema, columns=data.schema.columns[::-1]))
+    for other in (encoded(later), encoded(older), turned):
+        assert other.fingerprint() != data.fingerprint()
 
 
 def test_memory_is_linear_and_independent_of_history_length():
@@ -134,8 +123,6 @@ def test_memory_is_linear_and_independent_of_history_length():
     assert many_long <= 20
 
 
-# -- any data ---------------------------------------------------------------------------------------------------------
-
 CLICKS = pd.DataFrame({"who": ["b", "a", "b", "a"], "what": ["x", "x", "y", "z"], "when": [3, 1, 1, 2]})
 
 
@@ -148,14 +135,10 @@ def test_text_ids_without_tables_of_users_and_items():
 
 
 def test_columns_of_every_kind_follow_the_schema():
-    items = pd.DataFrame(
-        {"what": list("xyz"), "price": [1.5, 20, 300], "tags": [["new"], [], ["new", "hot"]], "n": "N"}
-    )
-    columns = (
-        Column("price", "item", kind="number", bins=(0, 10, 100)),
-        Column("tags", "item", kind="list"),
-        Column("country", "user", optional=True),
-    )
+    items = pd.DataFrame({"what": list("xyz"), "price": [1.5, 20, 300], "n": "N"})
+    items["tags"] = [["new"], [], ["new", "hot"]]
+    price, tags = Column("price", "item", kind="number", bins=(0, 10, 100)), Column("tags", "item", kind="list")
+    columns = (price, tags, Column("country", "user", optional=True))
     data = encode(CLICKS, items=items, schema=Schema("who", "what", "when", title="n", columns=columns))
     assert [column.name for column in data.schema.columns] == ["price", "tags"]  # the optional one is not there
     assert data.vocabularies["price"].decode(data.item_columns["price"][2:]) == [0, 10, 100]
@@ -166,19 +149,14 @@ def test_columns_of_every_kind_follow_the_schema():
 
 
 def test_numbers_without_bins_fall_into_tenths():
-    items = pd.DataFrame({"what": [f"i{n}" for n in range(100)], "price": np.arange(100)})
-    clicks = pd.DataFrame({"who": 1, "what": items["what"], "when": range(100)})
-    data = encode(
-        clicks, items=items, schema=Schema("who", "what", "when", columns=(Column("price", "item", "number"),))
-    )
+    items = pd.DataFrame({"what": range(100), "price": range(100)})
+    schema = Schema("who", "what", "when", columns=(Column("price", "item", "number"),))
+    data = encode(items[["what"]].assign(who=1, when=1), items=items, schema=schema)
     assert data.schema.columns[0].bins == (0, 9, 19, 29, 39, 49, 59, 69, 79, 89)
     assert np.bincount(data.item_columns["price"][2:]).max() <= 11
 
 
-# -- the split --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_nothing_leaks_from_the_future(seed):
     data = encoded(with_ties(seed))
     split = split_by_time(data)
@@ -192,7 +170,6 @@ def test_nothing_leaks_from_the_future(seed):
         history = slice(data.offsets[user], test)
         assert (data.timestamp[history] <= data.timestamp[test]).all()
         assert data.item[test] not in data.history(test)
-        assert np.array_equal(data.history(test), data.item[history])
 
 
 def test_splits_go_by_name_and_have_a_fingerprint(data, split):
@@ -206,7 +183,7 @@ def test_splits_go_by_name_and_have_a_fingerprint(data, split):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_split_at_one_moment_learns_nothing_from_after_it(seed):
     data = encoded(with_ties(seed))
-    split, moments = split_at_moment(data, 0.4, 0.7), np.quantile(data.timestamp, [0.4, 0.7])
+    split, moments = make_split(data, "one_moment"), np.quantile(data.timestamp, [0.7, 0.8])
     assert data.timestamp[split.train].max() < moments[0]
     validation, test = [], []
     for start, end in zip(data.offsets[:-1].tolist(), data.offsets[1:].tolist(), strict=True):
@@ -218,33 +195,18 @@ def test_a_split_at_one_moment_learns_nothing_from_after_it(seed):
     assert split.validation.tolist() == validation
     assert split.test.tolist() == test
     assert len(split.train) == (data.timestamp < moments[0]).sum()
-    assert make_split(data, "one_moment").fingerprint() == split_at_moment(data).fingerprint()
 
 
-def test_short_users_train_and_are_counted():
+def test_users_of_one_rating_train_and_those_of_two_are_asked():
     data = encoded(with_ties(0))
     split = split_by_time(data)
-    one, two = data.vocabularies["user_id"].encode([1, 2])
-    assert one in data.user[split.train]
-    assert one not in data.user[split.test]
-    assert two in data.user[split.test]
-    assert two in data.user[split.validation]
-    assert two not in data.user[split.train]
-    assert split.n_users_without_test == 1
-    assert "1 users with one rating only train" in repr(split)
+    parts = [set(data.user[part].tolist()) for part in (split.train, split.validation, split.test)]
+    users = data.vocabularies["user_id"].encode([1, 2, 3]).tolist()
+    assert [[user in part for part in parts] for user in users] == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
 
 
-def test_a_user_without_ratings_is_in_no_part():
-    users = pd.concat([USERS, USERS.iloc[:1].assign(user_id=77)])
-    data = encoded(replace(GOOD, users=users))
-    split = split_by_time(data)
-    assert len(split.test) == 2
-    assert split.n_users_without_test == 1  # user 8 has one rating; user 77 has none and is nobody's business
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_notebook_splits_alike(seed):
-    data = encoded(with_ties(seed))
+def test_the_notebook_splits_alike():
+    data = encoded(with_ties(0))
     split = split_by_time(data)
     ours = notebook_definitions("01", "last_two_out")["last_two_out"](data.offsets)
     for mine, helpers in zip(ours, (split.train, split.validation, split.test), strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
@@ -56,31 +55,32 @@ if world > 1:
 """
 
 
-def run(path, *command):
-    done = subprocess.run([*command, str(path)], capture_output=True, text=True, cwd=ROOT, timeout=120)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def run(*arguments):
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_loss_and_gradient_of_the_joint_batch(tmp_path):
     script = tmp_path / "step.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    run(tmp_path / "one.json", sys.executable, str(script))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run(tmp_path / "two.json", *torchrun, str(script))
+    script.write_text(SCRIPT)
+    run(script, tmp_path / "one.json")
+    run(*TORCHRUN, script, tmp_path / "two.json")
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
     assert two["norms"] == pytest.approx(one["norms"], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.slow
-def test_the_example_runs_under_torchrun(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "dssm_helpers.distributed", "--dataset", "synthetic", "--epochs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=180)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 ranks" in done.stdout
-    losses = [float(line.split()[2]) for line in done.stdout.splitlines()[-2:]]
+def test_the_example_runs_under_torchrun():
+    printed = run(*TORCHRUN, "-m", "dssm_helpers.distributed", "--dataset", "synthetic", "--epochs", "2")
+    assert "2 ranks" in printed
+    losses = [float(line.split()[2]) for line in printed.splitlines()[-2:]]
     assert losses[1] < losses[0]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import threading
 import time
@@ -51,11 +50,10 @@ def test_an_error_keeps_the_old_content(tmp_path, error, kind):
 
 
 def test_a_file_never_replaces_a_folder(tmp_path):
-    with pytest.raises(IsADirectoryError, match="is a folder; move it away"):
-        write(tmp_path)
-
-
-# -- folders and their manifest ---------------------------------------------------------------------------------------
+    (tmp_path / "x").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write(tmp_path / "x")
+    assert names(tmp_path) == ["x"]
 
 
 def test_a_folder_says_what_it_is_and_gives_its_bytes(tmp_path):
@@ -98,43 +96,32 @@ def test_a_folder_replaces_no_file_and_no_link(tmp_path, what):
     assert path.is_symlink() == (what == "link")
 
 
-def test_a_damaged_folder_can_be_written_again(tmp_path):
-    write(tmp_path / "x", "folder", text="old")
-    (tmp_path / "x" / MANIFEST).write_text('{"form')
-    write(tmp_path / "x", "folder")
-    assert read_manifest(tmp_path / "x", "thing").fields == {"says": "new"}
-
-
-def altered(path: Path, change) -> None:
-    note = json.loads((path / MANIFEST).read_text())
-    change(note)
-    (path / MANIFEST).write_text(json.dumps(note))
-
-
-HARMS = {
-    "a file altered": (lambda p: (p / "a").write_text("nwe"), ValueError, "was altered: a is not what was written"),
-    "a file missing": (lambda p: (p / "b").unlink(), FileNotFoundError, "is incomplete: b is missing"),
-    "a field": (lambda p: altered(p, lambda n: n["fields"].update(says="?")), ValueError, "an altered manifest"),
-    "no files": (lambda p: altered(p, lambda n: n.update(files={})), ValueError, "an altered manifest"),
-    "another format": (
-        lambda p: altered(p, lambda n: n.update(format=1)),
-        ValueError,
-        "has format 1, this version reads",
-    ),
-    "half a manifest": (lambda p: (p / MANIFEST).write_text('{"form'), ValueError, "manifest.json is damaged"),
-    "JSON of another kind": (lambda p: (p / MANIFEST).write_text("[]"), ValueError, "manifest.json is damaged"),
-    "no manifest": (lambda p: (p / MANIFEST).unlink(), FileNotFoundError, "manifest.json is missing"),
+HARMS = {  # file, its new content or what to replace in it, the error
+    "a file altered": ("a", "nwe", "was altered: a is not what was written"),
+    "a file missing": ("b", None, "is incomplete: b is missing"),
+    "a field": (MANIFEST, ('"new"', '"?"'), "an altered manifest"),
+    "a file unlisted": (MANIFEST, ('"files": {', '"files": {}, "more": {'), "an altered manifest"),
+    "another format": (MANIFEST, ('"format": 2', '"format": 1'), "has format 1, this version reads"),
+    "half a manifest": (MANIFEST, '{"form', "manifest.json is damaged"),
+    "JSON of another kind": (MANIFEST, "[]", "manifest.json is damaged"),
+    "no manifest": (MANIFEST, None, "manifest.json is missing"),
 }
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_damage_is_refused_by_name(tmp_path, harm):
-    path = tmp_path / "x"
-    write(path, "folder")
-    do, error, message = HARMS[harm]
-    do(path)
-    with pytest.raises(error, match=message):
-        read_manifest(path, "thing")
+def test_damage_is_refused_by_name_and_can_be_written_over(tmp_path, harm):
+    name, change, message = HARMS[harm]
+    file = tmp_path / "x" / name
+    write(tmp_path / "x", "folder")
+    if change is None:
+        file.unlink()
+    else:
+        file.write_text(change if isinstance(change, str) else file.read_text().replace(*change))
+    with pytest.raises(FileNotFoundError if change is None else ValueError, match=message):
+        read_manifest(tmp_path / "x", "thing")
+    if harm not in ("no manifest", "a file unlisted", "JSON of another kind"):  # whose files are they?
+        write(tmp_path / "x", "folder")
+        assert read_manifest(tmp_path / "x", "thing").fields == {"says": "new"}
 
 
 def test_nothing_or_another_kind_is_refused(tmp_path):
@@ -190,6 +177,10 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, the
     assert names(tmp_path) == ["x"]
 
 
+def test_a_digest_does_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+
+
 def test_what_a_kill_left_goes_with_a_later_write(tmp_path):
     for name, age in (("0123abcd", 2 * 86_400), ("4567cdef", 60)):
         (tmp_path / f".x.{name}.tmp").mkdir()
@@ -198,22 +189,14 @@ def test_what_a_kill_left_goes_with_a_later_write(tmp_path):
     assert names(tmp_path) == [".x.4567cdef.tmp", "x"]  # the younger one may be at work
 
 
-def test_a_digest_does_not_depend_on_the_order_of_keys():
-    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
-
-
-# -- where it cannot be written ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("below", ["a.txt", "deeper/a.txt"])
-def test_a_file_in_place_of_the_folder(tmp_path, below):
+def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "cache").write_text("I am no folder")
     with pytest.raises(OSError, match=r"cannot write a\.txt .*DSSM_DATA_DIR"):
-        write(tmp_path / "cache" / below)
+        write(tmp_path / "cache" / "deeper" / "a.txt")
     assert (tmp_path / "cache").read_text() == "I am no folder"
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
 def test_full_or_forbidden_disk_says_what_to_do(tmp_path, code):
     with pytest.raises(OSError, match="free some space, or point DSSM_DATA_DIR") as caught:
         write(tmp_path / "a.txt", error=OSError(code, "the disk's words"))

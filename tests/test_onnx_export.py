@@ -18,13 +18,13 @@ from conftest import ROOT, notebook_definitions
 from dssm_helpers.data import EncodedData
 from dssm_helpers.features import SequenceFeature, default_features
 from dssm_helpers.model import DSSM, evaluation_mode
-from dssm_helpers.onnx_export import PARTS, VARIANTS, OnnxTower, compress_onnx, export_onnx
+from dssm_helpers.onnx_export import PARTS, OnnxTower, compress_onnx, export_onnx
 from dssm_helpers.vocabulary import Vocabulary
 
 
-def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "recency:1", "recency:10")) -> DSSM:
+def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "recency:3"), **options: int) -> DSSM:
     torch.manual_seed(0)
-    user, item = default_features(data, dim=16, side_dim=8, pooling=pooling)
+    user, item = default_features(data, dim=16, side_dim=8, pooling=pooling, **options)
     params = {"dims": (32, 16), "dropout": 0.5}
     model = DSSM(user, item, params, params)
     with torch.no_grad():  # far from the small values it starts with, so that differences would show
@@ -58,7 +58,7 @@ def random_batch(tower: OnnxTower, rows: int, length: int, seed: int = 0) -> dic
 
 
 def in_torch(model: DSSM, part: str, batch: dict[str, np.ndarray]) -> np.ndarray:
-    module = {"model": model, "user": model.user_tower, "item": model.item_tower}[part]
+    module = model if part == "model" else getattr(model, f"{part}_tower")
     with torch.inference_mode():
         return module({name: torch.from_numpy(ids) for name, ids in batch.items()}).numpy()
 
@@ -74,13 +74,15 @@ def test_parity_with_torch_at_every_size(model, exported, part, rows, length):
     assert np.abs(got - expected).max() <= 1e-5
 
 
-@pytest.mark.parametrize("pooling", ["sum", "max", "recency"])
+@pytest.mark.parametrize("pooling", ["sum", "max", "recency", ("mean", "recency:1", "recency:5")], ids=str)
 def test_parity_of_every_pooling(data, tmp_path, pooling):
     model = make_model(data, pooling)
     tower = OnnxTower.load(export_onnx(model, tmp_path / "user.onnx", "user"))
-    for length in (0, 1, 13, 60):
+    for length in (1, 13, 60):
         batch = random_batch(tower, 7, length)
         assert np.abs(tower(batch) - in_torch(model, "user", batch)).max() <= 1e-5
+    nothing, padding = (tower(batch | {"history": np.zeros((7, slots), dtype=int)}) for slots in (0, 1))
+    np.testing.assert_array_equal(nothing, padding)
 
 
 def test_one_checked_file_with_feature_names_free_axes_and_no_machine_paths(model, exported):
@@ -103,9 +105,7 @@ def test_export_switches_dropout_off_restores_every_mode_and_reads_a_learned_tem
     model.item_tower.eval()
     model.temperature = torch.nn.Parameter(torch.tensor(0.25))
     modes = [module.training for module in model.modules()]
-    content = export_onnx(model, tmp_path / "model.onnx").read_bytes()
-    (tmp_path / "model.onnx").unlink()
-    whole = OnnxTower.load(content)  # the bytes are enough
+    whole = OnnxTower.load(export_onnx(model, tmp_path / "model.onnx").read_bytes())  # the bytes are enough
     assert [module.training for module in model.modules()] == modes
     assert (whole.part, whole.dim, whole.temperature) == ("model", 16, 0.25)
     batch = random_batch(whole, 5, 4)
@@ -114,26 +114,20 @@ def test_export_switches_dropout_off_restores_every_mode_and_reads_a_learned_tem
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
-        ({"age": [-1, 2]}, ValueError, r"'age': id -1 is outside 0 … \d+;"),
-        ({"history": [[3, 2], [4, 10_000]]}, ValueError, "'history': id 10000 is outside 0 … 121;"),
-        ({"history": [[3, 2], [4, 122]]}, ValueError, "'history': id 122 is outside 0 … 121;"),
-        ({"zip": [2.0, 3.0]}, ValueError, "'zip': expected whole numbers.*float64"),
-        ({"zip": ["021", "945"]}, ValueError, "'zip': expected whole numbers"),
-        ({"gender": [True, False]}, ValueError, "'gender': expected whole numbers"),
-        ({"history": [2, 3]}, ValueError, r"'history': expected .*'batch', 'length'\], got int64 \[2\]"),
-        ({"age": [[2], [3]]}, ValueError, r"'age': expected .*'batch'\], got int64 \[2, 1\]"),
-        ({"age": [2]}, ValueError, "the same number of rows.*'age': 1"),
-        ({"ages": [2, 3]}, KeyError, "missing or unknown: .*ages.*; this user takes user_id, gender"),
-        ({"age": None}, KeyError, "missing or unknown: .*age.*; this user takes user_id"),
+        ({"age": [-1, 2]}, r"'age': id -1 is outside 0 … \d+;"),
+        ({"history": [[3, 2], [4, 122]]}, "'history': id 122 is outside 0 … 121;"),
+        ({"zip": [2.0, 3.0]}, "'zip': expected whole numbers.*float64"),
+        ({"gender": [True, False]}, "'gender': expected whole numbers"),
+        ({"history": [2, 3]}, r"'history': expected .*'batch', 'length'\], got int64 \[2\]"),
+        ({"age": [2]}, "the same number of rows.*'age': 1"),
     ],
 )
-def test_bad_input_is_refused_before_the_session(exported, change, error, message):
+def test_bad_input_is_refused_before_the_session(exported, change, message):
     tower = OnnxTower.load(exported / "user.onnx")
-    batch = {name: ids for name, ids in (random_batch(tower, 2, 2) | change).items() if ids is not None}
-    with pytest.raises(error, match=message):
-        tower(batch)
+    with pytest.raises(ValueError, match=message):
+        tower(random_batch(tower, 2, 2) | change)
 
 
 def test_other_integer_types_lists_and_an_empty_batch_are_fine(exported):
@@ -146,7 +140,6 @@ def test_other_integer_types_lists_and_an_empty_batch_are_fine(exported):
 
 @pytest.mark.parametrize(("variant", "smaller", "off"), [("fp16", 0.75, 2e-2), ("int8", 0.65, 0.3)])
 def test_variants_are_smaller_and_close(exported, tmp_path, variant, smaller, off):
-    assert variant in VARIANTS
     target = compress_onnx(exported / "user.onnx", tmp_path / "small.onnx", variant)
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
     assert target.stat().st_size < smaller * (exported / "user.onnx").stat().st_size
@@ -163,16 +156,14 @@ def test_variants_are_smaller_and_close(exported, tmp_path, variant, smaller, of
 def test_another_vocabulary_of_the_same_size_is_refused_where_it_is_read(exported, data, part, column, refused):
     old = data.vocabularies[column]
     new = Vocabulary(column, [*old.values[1:], f"{old.values[-1]}z" if old.is_text else old.values[-1] + 1])
-    path = exported / f"{part}.onnx"
-    assert OnnxTower.load(path, data.vocabularies).vocab_digests.keys() <= data.vocabularies.keys()
     with pytest.raises(ValueError, match=f"vocabulary of {column}:") if refused else nullcontext():
-        OnnxTower.load(path, {**data.vocabularies, column: new})
+        OnnxTower.load(exported / f"{part}.onnx", {**data.vocabularies, column: new})
 
 
 def test_unknown_names_and_foreign_files_are_refused(model, exported, tmp_path):
-    with pytest.raises(ValueError, match="unknown part 'users'; choose from model, user, item"):
+    with pytest.raises(ValueError, match="unknown part 'users'"):
         export_onnx(model, tmp_path / "x.onnx", "users")
-    with pytest.raises(ValueError, match="unknown variant 'int4'; choose from int8, fp16"):
+    with pytest.raises(ValueError, match="unknown variant 'int4'"):
         compress_onnx(exported / "user.onnx", tmp_path / "x.onnx", "int4")
     proto = onnx.load(exported / "user.onnx")
     del proto.metadata_props[:]
@@ -200,6 +191,5 @@ def test_the_notebook_exports_the_same(model, exported, tmp_path):
     by_hand(model.user_tower, tmp_path / "by_hand.onnx", "user_vector")
     session = onnxruntime.InferenceSession(tmp_path / "by_hand.onnx")
     tower = OnnxTower.load(exported / "user.onnx")
-    for length in (0, 1, 12):
-        batch = random_batch(tower, 5, length)
-        assert session.run(None, batch)[0] == pytest.approx(tower(batch), abs=1e-6)
+    batch = random_batch(tower, 5, 12)
+    assert session.run(None, batch)[0] == pytest.approx(tower(batch), abs=1e-6)

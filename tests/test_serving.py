@@ -7,17 +7,18 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, notebook_definitions
+from test_onnx_export import make_model
 
 from dssm_helpers import serving
 from dssm_helpers.data import EncodedData, Split
 from dssm_helpers.evaluation import TwoTowerScorer, top_k
-from dssm_helpers.features import default_features
 from dssm_helpers.files import file_digest, read_manifest, write_folder
 from dssm_helpers.model import DSSM
 from dssm_helpers.serving import Recommender, export_bundle
@@ -27,13 +28,7 @@ NEW_ITEM = {"title": "A New Film (1998)", "genres": "Action|Comedy", "year": 199
 
 @pytest.fixture(scope="module")
 def model(data: EncodedData) -> DSSM:
-    torch.manual_seed(0)
-    user, item = default_features(data, dim=16, side_dim=8, pooling=("mean", "recency:3"), max_history=10)
-    model = DSSM(user, item, {"dims": (32, 16)}, {"dims": (32, 16)})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.3)
-    return model.eval()
+    return make_model(data, max_history=10)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +37,13 @@ def bundle(model: DSSM, data: EncodedData, split: Split, tmp_path_factory: pytes
 
 
 @pytest.fixture
-def quick_export(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_export(bundle, model, data, split, tmp_path, monkeypatch) -> Callable[..., Path]:
     """Export the same model again without running the exporter again."""
     monkeypatch.setattr(
         "dssm_helpers.serving.export_onnx",
         lambda model, path, part, vocabularies: shutil.copyfile(bundle / f"{part}_tower.onnx", path),
     )
+    return lambda data=data, **options: export_bundle(tmp_path / "bundle", model, data, split.train, **options)
 
 
 @pytest.fixture
@@ -112,13 +108,9 @@ def test_what_an_answer_rests_on_is_said(recommender, data, user, with_history, 
 def test_demographics_of_a_known_user_are_filled_in_and_can_be_overridden(recommender, data):
     row = data.vocabularies["user_id"].encode([1])[0]
     batch = recommender.encode(1).batch
-    assert {name: int(batch[name][0]) for name in data.user_columns} == {
-        name: int(column[row]) for name, column in data.user_columns.items()
-    }
+    assert all(batch[name][0] == column[row] for name, column in data.user_columns.items())
     ages = data.vocabularies["age"]
     assert recommender.encode({"user_id": 1, "age": 29}).batch["age"][0] == ages.encode([25])[0]
-    again = recommender.encode({"user_id": 1}).batch
-    assert {name: ids.tolist() for name, ids in again.items()} == {name: ids.tolist() for name, ids in batch.items()}
 
 
 def test_an_integer_zip_keeps_its_leading_zeros(recommender, data):
@@ -168,14 +160,13 @@ def test_bad_requests_are_refused_with_a_reason(recommender, arguments, message)
         recommender.recommend(**arguments)
 
 
-@pytest.mark.usefixtures("quick_export")
-def test_a_title_with_two_ids_stands_for_the_more_rated_and_excludes_both(model, data, split, tmp_path):
+def test_a_title_with_two_ids_stands_for_the_more_rated_and_excludes_both(quick_export, data, split):
     counts = data.item_counts(split.train)
     rare, common = sorted((5, int(counts.argmax())), key=lambda item: counts[item])
     titles = list(data.titles)
     titles[rare] = titles[common]
     twins = EncodedData(**{**data.__dict__, "titles": titles})
-    recommender = Recommender.load(export_bundle(tmp_path / "bundle", model, twins, split.train))
+    recommender = Recommender.load(quick_export(twins))
     ids = data.vocabularies["item_id"].decode([common, rare])
     request = recommender.encode(history=[titles[common]])
     assert request.batch["history"].tolist() == [[common]]
@@ -254,18 +245,16 @@ def test_a_bundle_answers_where_torch_and_pandas_cannot_be_imported(bundle, reco
     assert json.loads(done.stdout) == recommender.recommend({"user_id": 3, "age": 40}, [4, 5, 6], k=6).item_ids
 
 
-@pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize(
     "options",
     [
         {"backend": "annoy", "search_k": 100_000},
-        {"backend": "faiss", "kind": "flat"},
         {"backend": "faiss", "kind": "hnsw"},
         {"backend": "milvus"},
     ],
 )
-def test_every_backend_serves_the_same_and_takes_new_movies(recommender, model, data, split, tmp_path, options):
-    path = export_bundle(tmp_path / "bundle", model, data, split.train, **options)
+def test_every_backend_serves_the_same_and_takes_new_movies(quick_export, recommender, data, split, options):
+    path = quick_export(**options)
     other = Recommender.load(path)
     for position in split.test[:5]:
         request = raw_request(data, position)
@@ -291,14 +280,13 @@ def test_any_bundle_is_served_from_milvus_by_uri_and_nothing_there_is_deleted(
     assert "item 5000" in second.recommend(1, k=120).titles  # of which this server knows only the id
 
 
-@pytest.mark.usefixtures("quick_export")
 def test_a_milvus_bundle_fills_its_collection_once_and_elsewhere_only_if_missing(
-    recommender, model, data, split, tmp_path, monkeypatch
+    quick_export, recommender, tmp_path, monkeypatch
 ):
     fills, build = [], serving.build_index
     monkeypatch.setattr(serving, "build_index", lambda *a, **kw: fills.append(kw["uri"]) or build(*a, **kw))
     here, there = str(tmp_path / "here.db"), str(tmp_path / "there.db")
-    path = export_bundle(tmp_path / "bundle", model, data, split.train, backend="milvus", uri=here)
+    path = quick_export(backend="milvus", uri=here)
     expected = recommender.recommend(1, [2, 3]).item_ids
     with pytest.raises(ValueError, match="say where by uri="):  # no address is ever taken from a file
         Recommender.load(path)
@@ -366,12 +354,9 @@ def test_unknown_genres_and_years_count_as_unknown(recommender):
     assert one == pytest.approx(recommender.add_item(5001, "B", genres=["?"], year=3000), abs=1e-6)
 
 
-@pytest.mark.usefixtures("quick_export")
 @pytest.mark.parametrize("options", [{"backend": "exact"}, {"backend": "faiss", "kind": "flat"}])
-def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(
-    model, data, split, tmp_path, monkeypatch, options
-):
-    recommender = Recommender.load(export_bundle(tmp_path / "bundle", model, data, split.train, **options))
+def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(quick_export, monkeypatch, options):
+    recommender = Recommender.load(quick_export(**options))
     build = serving.build_index  # slow enough for the other threads to get in between
     monkeypatch.setattr(serving, "build_index", lambda *a, **kw: time.sleep(0.003) or build(*a, **kw))
 

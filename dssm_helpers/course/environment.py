@@ -12,14 +12,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..settings import artifacts_dir, data_dir, dataset_name, strict
 
-PYTHON = ((3, 11), (3, 14))
 PACKAGES: dict[str, dict[str, str]] = {
     "core": {
         "torch": "2.6", "numpy": "1.26", "pandas": "2.2", "scipy": "1.11", "scikit-learn": "1.4",
@@ -32,8 +30,6 @@ PACKAGES: dict[str, dict[str, str]] = {
     "large": {"duckdb": "1.1", "pyarrow": "17"},
 }  # fmt: skip
 """Least versions, by the extras of ``pyproject.toml``."""
-
-FREE_GB = 2
 
 # The cure is printed first: a bad build of annoy may crash instead of answering wrongly, which an index refuses itself.
 PRINT_CURE = "from dssm_helpers.retrieval import ANNOY_CURE, build_index; print(ANNOY_CURE, flush=True)\n"
@@ -63,13 +59,9 @@ class Report(list[Row]):
     _repr_markdown_ = __repr__
 
 
-def check_environment(packages: Mapping[str, Mapping[str, str]] = PACKAGES) -> Report:
-    """Look at everything the course uses, one row per part (notebook 00). Nothing is installed or changed.
-
-    Raises:
-        EnvironmentIncomplete: with ``DSSM_STRICT=1``, if any row is not ok; the message repeats the fixes.
-    """
-    rows = [check_python(), *(check_packages(group, wanted) for group, wanted in packages.items())]
+def check_environment() -> Report:
+    """Look at all the course uses, a row per part (notebook 00); with ``DSSM_STRICT=1`` a row that is not ok raises."""
+    rows = [check_python(), *map(check_packages, PACKAGES)]
     rows += [check_compiler(), check_annoy(), check_graphviz(), check_threads(), check_disk()]
     missing = [row for row in rows if row.fix]
     if missing and strict():
@@ -77,19 +69,13 @@ def check_environment(packages: Mapping[str, Mapping[str, str]] = PACKAGES) -> R
     return Report(rows)
 
 
-def by_system(linux: str, macos: str, windows: str) -> str:
-    """The command for this operating system."""
-    return {"Darwin": macos, "Windows": windows}.get(platform.system(), linux)
-
-
 def check_python() -> Row:
     """Python 3.11 to 3.14."""
-    found, (least, most) = platform.python_version(), PYTHON
-    if least <= sys.version_info[:2] <= most:
-        return Row("Python", found)
-    windows = "winget install Python.Python.3.13"
-    fix = by_system("sudo apt install python3 python3-venv", "brew install python@3.13", windows)
-    return Row("Python", f"{found}, needed 3.{least[1]} to 3.{most[1]}", fix)
+    if (3, 11) <= sys.version_info[:2] <= (3, 14):
+        return Row("Python", platform.python_version())
+    fixes = {"Darwin": "brew install python@3.13", "Windows": "winget install Python.Python.3.13"}
+    fix = fixes.get(platform.system(), "sudo apt install python3 python3-venv")
+    return Row("Python", f"{platform.python_version()}, needed 3.11 to 3.14", fix)
 
 
 def installed(package: str) -> str | None:
@@ -100,8 +86,9 @@ def installed(package: str) -> str | None:
     return None
 
 
-def check_packages(group: str, wanted: Mapping[str, str]) -> Row:
+def check_packages(group: str) -> Row:
     """Every package of a group, present and new enough."""
+    wanted = PACKAGES[group]
     versions = {name: installed(name) for name in wanted}
     bad = [f'"{n}>={least}"' for n, least in wanted.items() if _numbers(versions[n] or "0") < _numbers(least)]
     found = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
@@ -118,8 +105,8 @@ def check_compiler() -> Row:
     compiler = next((name for name in ("c++", "g++", "clang++", "cl") if shutil.which(name)), None)
     if compiler or installed("annoy"):
         return Row("C++ compiler", compiler or "none, and none needed: annoy is installed")
-    windows = "winget install Microsoft.VisualStudio.2022.BuildTools"
-    fix = by_system("sudo apt install g++ python3-dev", "xcode-select --install", windows)
+    fixes = {"Darwin": "xcode-select --install", "Windows": "winget install Microsoft.VisualStudio.2022.BuildTools"}
+    fix = fixes.get(platform.system(), "sudo apt install g++ python3-dev")
     return Row("C++ compiler", "none, and annoy is built from source", fix)
 
 
@@ -157,4 +144,4 @@ def check_disk() -> Row:
     there = [next(path for path in (folder, *folder.parents) if path.exists()) for folder in folders]
     free = min(shutil.disk_usage(folder).free for folder in there) / 1e9
     fix = "export DSSM_DATA_DIR=/larger/disk/data DSSM_ARTIFACTS_DIR=/larger/disk/artifacts"
-    return Row("free disk", f"{free:.1f} GB" if free < 10 else "more than 10 GB", fix if free < FREE_GB else "")
+    return Row("free disk", f"{free:.1f} GB" if free < 10 else "more than 10 GB", fix if free < 2 else "")
