@@ -1,13 +1,11 @@
 """Training on several processes with one joint batch of negatives (notebook 12, "Several processes").
 
-Run by ``torchrun --nproc-per-node 2 -m dssm_helpers.distributed``: gloo on CPUs, nccl on GPUs. Every rank encodes its
-own rows; item vectors and indices are gathered, so each user is ranked against the items of *all* ranks. The
-loss and its gradient equal those of one process with the joint batch, which a test checks.
+Run by ``torchrun --nproc-per-node 2 -m dssm_helpers.distributed``: gloo on CPUs, nccl on GPUs; two epochs. Every rank
+encodes its own rows; item vectors and indices are gathered, so each user is ranked against the items of *all* ranks.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 
 import torch
@@ -23,8 +21,8 @@ from .model import DSSM
 from .movielens import SCHEMA, load_movielens
 from .objectives import TrainingConfig, batch_loss
 from .recipes import build_model
-from .settings import dataset_name, device_name
-from .training import Trainer, both_towers, resolve_device
+from .settings import dataset_name
+from .training import Trainer, both_towers
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -62,9 +60,8 @@ class JointTrainer(Trainer):
     def __init__(self, model: DSSM, batches: BatchBuilder, config: TrainingConfig):
         super().__init__(model, batches, config)
         self.rank, self.world = rank_and_world()
-        self.module: nn.Module = JointBatchLoss(model, config)
-        if self.world > 1:
-            self.module = DistributedDataParallel(self.module)
+        module = JointBatchLoss(model, config)
+        self.module = DistributedDataParallel(module) if self.world > 1 else module
 
     def _loss(self, positions: Tensor, generator: Generator) -> Tensor:
         if len(positions) % self.world:
@@ -73,30 +70,25 @@ class JointTrainer(Trainer):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", default=None, help="default: DSSM_DATASET, else ml-100k")
-    parser.add_argument("--epochs", type=int, default=2)
-    options = parser.parse_args()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        os.environ["DSSM_DEVICE"] = "cuda"
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpus else "gloo")
     try:
-        _train(options)
+        _train("cuda" if on_gpus else "cpu")
         dist.barrier()  # a rank that leaves while another still talks to it brings both down
     finally:
         dist.destroy_process_group()
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(device: str) -> None:
     # A function of its own, so that the DistributedDataParallel module is gone before its process group is destroyed:
     # freed after it, it now and then waits for ever for a thread of the group.
     rank, world = rank_and_world()
-    tables = load_movielens(options.dataset or dataset_name(), progress=rank == 0)
+    tables = load_movielens(dataset_name(), progress=rank == 0)
     data = encode(tables.ratings, tables.users, tables.movies, SCHEMA, name=tables.name)
-    split, batches = split_by_time(data), BatchBuilder(data, device=resolve_device(device_name()))
-    model = build_model(data).to(batches.device)
-    trainer = JointTrainer(model, batches, TrainingConfig(epochs=options.epochs))
+    split, batches = split_by_time(data), BatchBuilder(data, device=device)
+    trainer = JointTrainer(build_model(data).to(device), batches, TrainingConfig(epochs=2))
     history = trainer.fit(split.train, lambda m: evaluate(m, batches, split.validation), progress=rank == 0)
     if rank == 0:
         print(f"{world} ranks", history[["epoch", "loss", "hit@10"]].round(4), sep="\n")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import EncodedData
@@ -118,8 +117,7 @@ class MaxPooling(MeanPooling):
 
     def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
         present = embedded.masked_fill(~mask.unsqueeze(2), -torch.inf)  # [B, L, D]
-        longer = F.pad(present, (0, 0, 0, 1), value=-torch.inf)  # so that a sequence of length 0 has a largest value
-        largest = (present == longer.amax(dim=1, keepdim=True)) & mask.unsqueeze(2)
+        largest = (present == present.amax(dim=1, keepdim=True)) & mask.unsqueeze(2)
         return largest / largest.sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -184,10 +182,7 @@ class Pooling(nn.Module):
 
 
 class BatchBuilder:
-    """Form batches by indexing the flat interactions; no Python runs per example (notebook 02, "Forming batches").
-
-    A history holds the latest ``max_history`` items. The tables live on ``device``, and batches are formed there.
-    """
+    """Form batches by indexing the flat interactions, on ``device`` (notebook 02, "Forming batches")."""
 
     def __init__(self, data: EncodedData, max_history: int = 50, device: str | torch.device = "cpu"):
         self.data, self.max_history, self.device = data, max_history, torch.device(device)
@@ -230,10 +225,7 @@ class BatchBuilder:
 
 
 class NegativeSampler:
-    """Draw items to play the negatives (notebook 04, "Drawn negatives").
-
-    ``kind`` is one of :data:`SAMPLERS`, ``counts [I]`` the training counts; rows 0 and 1 are never drawn.
-    """
+    """Draw negatives by training ``counts [I]``, never rows 0 and 1 (notebook 04, "Drawn negatives")."""
 
     def __init__(self, kind: str, counts: np.ndarray):
         if kind not in SAMPLERS:

@@ -58,8 +58,7 @@ def _table(feature: Feature, shared: Tables) -> nn.Embedding:
         table = nn.Embedding(feature.vocab_size, feature.embed_dim, padding_idx=PADDING, sparse=rows_only)
         # Small, so that early cosines come from all features alike and not from the widest table.
         nn.init.normal_(table.weight, std=0.02)
-        with torch.no_grad():
-            table.weight[PADDING].zero_()
+        table.weight.data[PADDING] = 0
         return table
     if source not in shared or shared[source].weight.shape != (feature.vocab_size, feature.embed_dim):
         tables = {name: tuple(table.weight.shape) for name, table in shared.items()}
@@ -110,7 +109,7 @@ class DSSM(nn.Module):
 
     ``user_params`` and ``item_params`` are the named parameters of :class:`Tower`; both end in the same width. The
     temperature divides the cosine: a softmax over thousands of candidates needs a wider range than [-1, 1] to say "this
-    one". Raises ``ValueError`` for towers of unequal width, a temperature that is not positive, unknown names.
+    one".
     """
 
     def __init__(
@@ -149,19 +148,16 @@ class DSSM(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Score of each (user, item) row: cosine / temperature, ``[B]``."""
-        items = self.item_tower(batch).unsqueeze(1)  # [B, 1, D]
-        return self.logits(self.user_tower(batch), items).squeeze(1)
+        return self.logits(self.user_tower(batch), self.item_tower(batch).unsqueeze(1)).squeeze(1)
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout and gradients off inside the block; every module's mode is put back afterwards, also after an error.
-
-    Compiled towers run uncompiled there: evaluation has other batch sizes, and each would be compiled anew.
-    """
+    """Dropout and gradients off inside the block; every module's mode is put back afterwards, also after an error."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
+        # Uncompiled: evaluation has other batch sizes, and each would be compiled anew.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:

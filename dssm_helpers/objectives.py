@@ -13,23 +13,16 @@ from torch import Tensor
 from .features import SAMPLERS, Batch
 from .vocabulary import FIRST, UNKNOWN
 
-IN_BATCH_ONLY = ("logq", "mask_accidental_hits", "mask_seen", "label_smoothing")
-SAMPLED_ONLY = ("sampler", "n_negatives")
-
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides a training run besides the model and the data.
-
-    Raises ``ValueError`` for a value out of range, and for one that the objective does not read.
-    """
+    """Everything that decides a training run besides the model and the data."""
 
     objective: str = "in_batch"  # or list_wise (the DSSM paper's), pair_wise (BPR), point_wise
     epochs: int = 8
     batch_size: int = 512
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    schedule: str = "one_cycle"  # warms up and decays to zero over all epochs; or constant
     sampler: str = "uniform"  # of the negatives that list_wise, pair_wise and point_wise draw
     n_negatives: int = 32  # drawn for each row
     logq: float = 1.0  # how much of log P(item is in the batch) in_batch subtracts: 1 all of it, 0 nothing
@@ -42,8 +35,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        schedules = ("one_cycle", "constant")
-        for field, choices in (("objective", OBJECTIVES), ("sampler", SAMPLERS), ("schedule", schedules)):
+        for field, choices in (("objective", OBJECTIVES), ("sampler", SAMPLERS)):
             if getattr(self, field) not in choices:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose from {', '.join(choices)}")
         for field in ("epochs", "batch_size", "n_negatives", "patience"):
@@ -52,7 +44,8 @@ class TrainingConfig:
         for field in ("label_smoothing", "id_dropout"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
-        for field in SAMPLED_ONLY if self.objective == "in_batch" else IN_BATCH_ONLY:
+        in_batch_only = ("logq", "mask_accidental_hits", "mask_seen", "label_smoothing")
+        for field in ("sampler", "n_negatives") if self.objective == "in_batch" else in_batch_only:
             if getattr(self, field) != getattr(TrainingConfig, field):  # a setting nobody reads is worse than an error
                 raise ValueError(f"the objective {self.objective!r} does not read {field}; leave it at its default")
 
@@ -113,15 +106,10 @@ def batch_loss(
     config: TrainingConfig, logits: Tensor, items: Tensor, history: Tensor, log_q: Tensor, first: int = 0
 ) -> Tensor:
     """:func:`in_batch_loss` as ``config`` wants it; ``log_q [I]`` is the table of :func:`log_shares`."""
-    return in_batch_loss(
-        logits,
-        items,
-        config.logq * log_q[items] if config.logq else None,
-        mask_accidental_hits=config.mask_accidental_hits,
-        history=history if config.mask_seen else None,
-        label_smoothing=config.label_smoothing,
-        first=first,
-    )
+    correction = config.logq * log_q[items] if config.logq else None
+    seen = history if config.mask_seen else None
+    options = {"mask_accidental_hits": config.mask_accidental_hits, "label_smoothing": config.label_smoothing}
+    return in_batch_loss(logits, items, correction, history=seen, first=first, **options)
 
 
 def point_wise_loss(positive: Tensor, negative: Tensor, hit: Tensor) -> Tensor:
@@ -154,13 +142,10 @@ def loss_at_chance(config: TrainingConfig, counts: np.ndarray) -> float:
     """The loss of a model that scores everything alike: where training starts (notebook 04, "The first loss").
 
     ln 2 for point- and pair-wise (point-wise, of scores that are all 0), ln(1 + n) list-wise, ln B in-batch. There logQ
-    itself tells rare from popular items: s · log q subtracted adds s · Σ q ln q + ln Σ q^(1 - s), q being the items'
-    training shares.
+    itself tells items apart: s · log q subtracted adds s · Σ q ln q + ln Σ q^(1 - s) for the items' training shares q.
     """
-    if config.objective in ("point_wise", "pair_wise"):
-        return math.log(2)
-    if config.objective == "list_wise":
-        return math.log(1 + config.n_negatives)
+    if config.objective != "in_batch":
+        return math.log(1 + config.n_negatives if config.objective == "list_wise" else 2)
     q = counts[counts > 0] / counts.sum()
     corrected = config.logq * float((q * np.log(q)).sum()) + math.log(float((q ** (1 - config.logq)).sum()))
     return math.log(config.batch_size) + corrected

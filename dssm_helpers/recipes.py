@@ -35,11 +35,9 @@ RECIPES = {
 
 def find_recipe(recipe: Recipe | str) -> Recipe:
     """A recipe by name."""
-    if isinstance(recipe, Recipe):
-        return recipe
-    if recipe not in RECIPES:
+    if isinstance(recipe, str) and recipe not in RECIPES:
         raise ValueError(f"unknown model {recipe!r}; choose one of {', '.join(RECIPES)}")
-    return RECIPES[recipe]
+    return RECIPES[recipe] if isinstance(recipe, str) else recipe
 
 
 def build_model(data: EncodedData, recipe: Recipe | str = "dssm", seed: int = 0) -> DSSM:

@@ -43,8 +43,6 @@ def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
 def learning_rate(config: TrainingConfig, progress: float) -> float:
     """The rate at ``progress`` in [0, 1). One cycle: 30 % of the run linear warm-up, then a cosine to zero."""
     warm = 0.3
-    if config.schedule == "constant":
-        return config.learning_rate
     if progress < warm:
         return config.learning_rate * (0.04 + 0.96 * progress / warm)
     return config.learning_rate * (0.5 * (1 + math.cos(math.pi * (progress - warm) / (1 - warm))))
@@ -62,16 +60,14 @@ class Diverged(RuntimeError):
 
 
 Row = dict[str, float]
-Validate = Callable[[DSSM], Row]
 
 
 class Trainer:
     """Fit a :class:`DSSM` and keep its best weights (notebook 04, "The loop").
 
-    The model is trained in place. For long runs, call ``model.user_tower.compile()`` and ``model.item_tower.compile()``
-    before: the first step then takes many seconds, and each later one saves the more, the smaller the operations are
-    (``benchmarks/RESULTS.md``). ``history`` has a row per epoch: epoch, loss, learning_rate, seconds (of training
-    alone), validation metrics.
+    For long runs, call ``model.user_tower.compile()`` and ``model.item_tower.compile()`` before: the first step then
+    takes many seconds, and each later one is quicker (``benchmarks/RESULTS.md``). ``history`` has a row per epoch:
+    epoch, loss, learning_rate, seconds (of training alone), validation metrics.
     """
 
     rank = 0  # of this process, where several train together (see ``distributed.py``)
@@ -93,7 +89,7 @@ class Trainer:
     def fit(
         self,
         train: np.ndarray,
-        validate: Validate | None = None,
+        validate: Callable[[DSSM], Row] | None = None,
         *,
         progress: bool = True,
         checkpoint: str | Path | None = None,
@@ -147,11 +143,10 @@ class Trainer:
         seed = self.config.seed * 1_000_003 + epoch
         torch.manual_seed(seed + 1000 * self.rank)  # dropout
         generator = Generator().manual_seed(seed)  # order and negatives
-        started, losses = time.perf_counter(), []
+        started, losses, group = time.perf_counter(), [], self.optimizer.param_groups[0]
         self.model.train()
         for step, positions in enumerate(self.batches.epoch(train, self.config.batch_size, generator)):
-            rate = learning_rate(self.config, (epoch * steps + step) / (self.config.epochs * steps))
-            self.optimizer.param_groups[0]["lr"] = rate
+            group["lr"] = learning_rate(self.config, (epoch * steps + step) / (self.config.epochs * steps))
             self.optimizer.zero_grad()
             loss = self._loss(positions, generator)
             loss.backward()
@@ -161,10 +156,9 @@ class Trainer:
         loss, seconds = float(torch.stack(losses).mean()), time.perf_counter() - started
         self.model.eval()
         if not math.isfinite(loss):
-            now, temperature = self.config.learning_rate, float(self.model.temperature)
-            advice = f"lower the learning rate (now {now:g}) or raise the temperature (now {temperature:g})"
+            advice = f"lower the learning rate (now {self.config.learning_rate:g}) or raise the temperature"
             raise Diverged(f"the loss is {loss} in epoch {epoch + 1}; {advice}")
-        return {"epoch": epoch + 1, "loss": loss, "learning_rate": rate, "seconds": seconds}
+        return {"epoch": epoch + 1, "loss": loss, "learning_rate": group["lr"], "seconds": seconds}
 
     def _loss(self, positions: Tensor, generator: Generator) -> Tensor:
         """The loss of one batch; drawn negatives come from ``generator``."""

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from conftest import notebook_definitions
 from scipy.stats import chisquare
 
-from dssm_helpers.features import (
-    DEFAULT_POOLING,
-    POOLINGS,
-    SAMPLERS,
-    NegativeSampler,
-    Pooling,
-    default_features,
-)
+from dssm_helpers.features import DEFAULT_POOLING, POOLINGS, SAMPLERS, NegativeSampler, Pooling, default_features
 
 KINDS = ("mean", "sum", "max", "recency", "recency:1", "recency:10")
 
@@ -38,9 +33,6 @@ def pool_by_loop(pooling: str, embedded: torch.Tensor, lengths: list[int]) -> to
     return torch.stack(rows)
 
 
-# -- declarations -----------------------------------------------------------------------------------------------------
-
-
 def test_unknown_poolings_and_samplers_list_the_valid_ones():
     for pooling in ("median", "mean:3", "recency:0", "recency:-1", "recency:x", "recency:nan", ""):
         with pytest.raises(ValueError, match=r"choose from mean, sum, max, recency"):
@@ -61,11 +53,8 @@ def test_default_features_fit_the_data(data, monkeypatch):
     assert default_features(data)[0][0].rows_only
 
 
-# -- pooling ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("places", [0, 1, 2, 7])
+@pytest.mark.parametrize("places", [1, 2, 7])
 def test_pooling_equals_a_loop(kind, places, generator):
     lengths = [places, 0, min(places, 1), max(places - 1, 0)]
     embedded = torch.randn(4, places, 5, generator=generator)
@@ -130,9 +119,6 @@ def test_the_notebook_pools_alike(generator):
     torch.testing.assert_close(notebook["recency_mean"](embedded, mask, 3), Pooling("recency:3")(embedded, mask))
 
 
-# -- batches ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_batch_equals_rows_made_one_by_one(data, batches, rng):
     positions = np.concatenate([data.offsets[2:5], rng.integers(0, len(data), 60), [len(data) - 1]])
     batch = batches(positions)
@@ -150,9 +136,8 @@ def test_a_batch_equals_rows_made_one_by_one(data, batches, rng):
 def test_items_take_any_shape(data, batches):
     items = torch.tensor([[2, 3, 0], [1, 4, 5]])
     columns = batches.items(items)
-    assert columns["item_id"].shape == (2, 3)
-    assert columns["genres"].shape == (2, 3, data.item_columns["genres"].shape[1])
     assert torch.equal(columns["item_id"], items)
+    assert columns["genres"].shape == (2, 3, data.item_columns["genres"].shape[1])
     assert torch.equal(batches.all_items()["item_id"], torch.arange(data.n_items))
 
 
@@ -161,8 +146,7 @@ def test_an_epoch_covers_the_positions_once(batches, split, generator, size):
     pieces = list(batches.epoch(split.train, size, generator))
     assert {len(piece) for piece in pieces} == {size}
     drawn = torch.cat(pieces)
-    assert len(drawn) == len(split.train) // size * size
-    assert len(drawn.unique()) == len(drawn)
+    assert len(drawn) == len(drawn.unique()) == len(split.train) // size * size
     assert set(drawn.tolist()) <= set(split.train.tolist())
     assert not torch.equal(torch.cat(list(batches.epoch(split.train, size, generator))), drawn)
     (piece,) = batches.epoch(np.array([5, 6, 9]), 512, generator)  # less than one batch comes whole
@@ -183,19 +167,18 @@ COUNTS = np.array([9, 9, 1, 50, 0, 7, 7, 400, 3])  # rows 0 and 1 are no movies
 def exact_probabilities(kind: str) -> np.ndarray:
     real = COUNTS[2:].tolist()
     order = sorted(range(len(real)), key=lambda i: -real[i])  # stable: equal counts keep their order
-    weight = []
+    weight = [0.0, 0.0]
     for i, count in enumerate(real):
-        r = order.index(i)
-        by_rank = np.log((r + 2) / (r + 1))
-        popular = {"uniform": 1.0, "count^0.75": count**0.75, "log_count": np.log(count + 1), "log_uniform": by_rank}
+        rank = order.index(i) + 1
+        by_rank = math.log((rank + 1) / rank)
+        popular = {"uniform": 1.0, "count^0.75": count**0.75, "log_count": math.log(count + 1), "log_uniform": by_rank}
         weight.append(popular[kind])
-    return np.array([0, 0, *weight]) / (np.log(len(real) + 1) if kind == "log_uniform" else sum(weight))
+    return np.array(weight) / sum(weight)
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_a_sampler_follows_its_exact_distribution(kind, generator):
     sampler, exact = NegativeSampler(kind, COUNTS), exact_probabilities(kind)
-    assert exact.sum() == pytest.approx(1)
     np.testing.assert_allclose(sampler.probabilities, exact, atol=1e-12)
     drawn = sampler.sample((100_000, 2), generator)
     assert drawn.shape == (100_000, 2)

@@ -17,8 +17,6 @@ from dssm_helpers.objectives import (
     with_unknown_ids,
 )
 
-# -- objectives -------------------------------------------------------------------------------------------------------
-
 
 def naive_in_batch(logits, items, log_q, history, mask, smoothing):
     """Row by row and column by column, with plain Python numbers."""
@@ -58,6 +56,9 @@ def test_in_batch_loss_against_a_naive_loop(with_log_q, mask, with_history, smoo
         past = history[rows] if with_history else None
         parts.append(in_batch_loss(logits[rows], items, log_q, history=past, first=rows.start, **settings).item())
     assert np.mean(parts) == pytest.approx(loss, rel=1e-5)
+    if mask and not smoothing:
+        in_batch_softmax = notebook_definitions("04", "in_batch_softmax")["in_batch_softmax"]
+        assert in_batch_softmax(logits, items, log_q, history).item() == pytest.approx(loss, rel=1e-5)
 
 
 def test_masked_columns_get_no_gradient_and_may_be_of_any_size(generator):
@@ -107,12 +108,10 @@ def test_in_history_equals_a_loop(first, generator):
 
 @pytest.mark.parametrize("logq", [0.0, 0.5, 1.0])
 def test_loss_at_chance_by_the_formula(logq):
-    counts, even = np.array([0, 0, 8, 4, 4]), np.array([0, 0, 5, 5])
-    shares = [0.5, 0.25, 0.25]
-    config = TrainingConfig(batch_size=32, logq=logq)
+    shares, config = [0.5, 0.25, 0.25], TrainingConfig(batch_size=32, logq=logq)
     correction = logq * sum(q * math.log(q) for q in shares) + math.log(sum(q ** (1 - logq) for q in shares))
-    assert loss_at_chance(config, counts) == pytest.approx(math.log(32) + correction)
-    assert loss_at_chance(config, even) == pytest.approx(math.log(32))
+    assert loss_at_chance(config, np.array([0, 0, 8, 4, 4])) == pytest.approx(math.log(32) + correction)
+    assert loss_at_chance(config, np.array([0, 0, 5, 5])) == pytest.approx(math.log(32))
 
 
 def test_unknown_ids_come_in_the_stated_share_and_never_to_padding():
@@ -121,11 +120,8 @@ def test_unknown_ids_come_in_the_stated_share_and_never_to_padding():
     changed = with_unknown_ids({**batch, "history": batch["user_id"]}, 0.2)
     assert (changed["user_id"] == 1).float().mean().item() == pytest.approx(0.2, abs=0.02)
     assert set(changed["user_id"].tolist()) == {1, 7}
-    assert set(changed["item_id"].tolist()) == {0, 1, 9}
+    assert torch.equal(changed["item_id"] == 0, batch["item_id"] == 0)
     assert (changed["history"] == 7).all()  # nothing else, and the batch itself is left alone
-
-
-# -- settings ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -133,7 +129,6 @@ def test_unknown_ids_come_in_the_stated_share_and_never_to_padding():
     [
         ({"objective": "triplet"}, "choose from in_batch, list_wise, pair_wise"),
         ({"sampler": "hard"}, "choose from uniform"),
-        ({"schedule": "cosine"}, "choose from one_cycle"),
         ({"epochs": 0}, "at least 1, got 0"),
         ({"patience": 0}, "patience"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
@@ -147,17 +142,3 @@ def test_unknown_ids_come_in_the_stated_share_and_never_to_padding():
 def test_bad_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**change)
-
-
-# -- notebook 04 ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("with_log_q", [False, True])
-@pytest.mark.parametrize("with_history", [False, True])
-def test_notebook_in_batch_softmax_agrees(with_log_q, with_history, generator):
-    ours = notebook_definitions("04", "in_batch_softmax")["in_batch_softmax"]
-    logits, items = torch.randn(12, 12, generator=generator), torch.randint(2, 9, (12,), generator=generator)
-    log_q = -3 * torch.rand(12, generator=generator) if with_log_q else None
-    history = torch.randint(0, 9, (12, 5), generator=generator) if with_history else None
-    expected = in_batch_loss(logits, items, log_q, history=history)
-    torch.testing.assert_close(ours(logits, items, log_q, history), expected)

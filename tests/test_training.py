@@ -69,17 +69,10 @@ def alike(first, second):
     return torch.equal(weights(first), weights(second)) and columns.equals(second.history.drop(columns="seconds"))
 
 
-def stop_after(epochs):
-    """What interrupts a training after so many epochs, as a person would."""
-
-    def interrupt(trainer):
-        if len(trainer.history) == epochs:
-            raise KeyboardInterrupt
-
-    return interrupt
-
-
-# -- the trainer ------------------------------------------------------------------------------------------------------
+def stop_after_two(trainer):
+    """Interrupts a training, as a person would."""
+    if len(trainer.history) == 2:
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(("objective", "logq"), [("in_batch", 0.0), ("in_batch", 0.5), *((o, 1.0) for o in OBJECTIVES)])
@@ -115,8 +108,7 @@ def test_every_objective_learns_planted_tastes(planted, objective):
         know_nothing = -(math.log(1 / 17) + 16 * math.log(16 / 17)) / 17
     assert history["loss"].iloc[-1] < 0.9 * know_nothing
     assert history["loss"].is_monotonic_decreasing
-    assert history["hit@10"].max() > 3 * popular["hit@10"]
-    assert history["hit@10"].max() > 5 * chance_level(data.n_items - 2)["hit@10"]
+    assert history["hit@10"].max() > 3 * popular["hit@10"] > 3 * chance_level(data.n_items - 2)["hit@10"]
 
 
 def test_same_seed_same_numbers_other_seed_others(trained, untrained, split):
@@ -134,15 +126,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(trained, path, monkeypatch, ob
     whole = trained(objective=objective, epochs=4)
     assert whole.history["epoch"].tolist() == [1, 2, 3, 4]
     assert (tables(whole)["user_id"].weight.grad is None) == (large == 0)  # the optimizer took it
-    assert not any(table.weight[0].any() for table in tables(whole).values())  # padding
     with pytest.raises(KeyboardInterrupt):
-        trained(objective=objective, epochs=4, checkpoint=path, on_epoch=stop_after(2))
+        trained(objective=objective, epochs=4, checkpoint=path, on_epoch=stop_after_two)
     more = []
-    for trains_again in (True, False):  # a finished checkpoint is not trained further
-        resumed = trained(seed=5, objective=objective, epochs=4, checkpoint=path, on_epoch=more.append)
-        assert alike(whole, resumed)
-        assert bool(more) == trains_again
-        more.clear()
+    for _ in range(2):  # the second time there is nothing left to train
+        assert alike(whole, trained(seed=5, objective=objective, epochs=4, checkpoint=path, on_epoch=more.append))
+    assert len(more) == 2
 
 
 @pytest.mark.slow
@@ -179,12 +168,9 @@ def optimized(sparse, batches_of_rows):
     return table.weight.detach()
 
 
-def test_a_table_whose_rows_all_come_is_updated_as_by_adamw():
+def test_row_by_row_is_adamw_on_the_rows_that_come_and_the_others_stay():
     everything = [[0, 1, 2, 3, 4, 5, 5], [5, 4, 3, 2, 1, 0, 0], [0, 1, 2, 3, 4, 5]]  # a row may come twice
     torch.testing.assert_close(optimized(True, everything), optimized(False, everything))
-
-
-def test_rows_that_did_not_come_stay_as_they_are():
     start, sparse, dense = optimized(True, []), optimized(True, [[1, 2], [2, 3]]), optimized(False, [[1, 2], [2, 3]])
     untouched = [0, 4, 5]
     assert torch.equal(sparse[untouched], start[untouched])
@@ -193,7 +179,7 @@ def test_rows_that_did_not_come_stay_as_they_are():
 
 
 def test_patience_stops_and_the_best_weights_are_kept(trained, validate):
-    trainer = trained(epochs=40, patience=2, learning_rate=3e-2, schedule="constant")
+    trainer = trained(epochs=40, patience=2, learning_rate=3e-2)
     scores = trainer.history["hit@10"].tolist()
     assert len(scores) < 40
     assert len(scores) - 1 - int(np.argmax(scores)) == 2
@@ -217,14 +203,9 @@ def test_the_unknown_row_learns_only_from_dropped_ids(trained, untrained, share)
         assert torch.equal(before[name].weight[1], after[name].weight[1]) == (share == 0.0)
 
 
-def test_schedules():
-    places = (0.0, 0.15, 0.3, 0.65, 0.999)
-    rates = [learning_rate(QUICK, place) / QUICK.learning_rate for place in places]
+def test_a_run_follows_one_cycle(trained, split):
+    rates = [learning_rate(QUICK, place) / QUICK.learning_rate for place in (0.0, 0.15, 0.3, 0.65, 0.999)]
     assert rates == pytest.approx([0.04, 0.52, 1.0, 0.5, 0.0], abs=1e-4)
-    assert {learning_rate(replace(QUICK, schedule="constant"), place) for place in places} == {QUICK.learning_rate}
-
-
-def test_a_run_follows_its_schedule(trained, split):
     history, steps = trained().history, len(split.train) // QUICK.batch_size
     last = [learning_rate(QUICK, (epoch * steps - 1) / (3 * steps)) for epoch in history["epoch"]]
     assert history["learning_rate"].tolist() == pytest.approx(last)
@@ -232,22 +213,16 @@ def test_a_run_follows_its_schedule(trained, split):
 
 def test_divergence_is_reported_with_advice(untrained, split):
     trainer = untrained()
-    with torch.no_grad():
-        trainer.model.item_tower.mlp[0].weight[0, 0] = torch.nan
-    with pytest.raises(Diverged, match=r"nan in epoch 1; lower the learning rate \(now 0.005\)"):
+    trainer.model.item_tower.mlp[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(Diverged, match=r"nan in epoch 1; lower the learning rate"):
         trainer.fit(split.train, progress=False)
 
 
-@pytest.mark.parametrize(("objective", "enough"), [("in_batch", 2), ("point_wise", 1)])
-def test_too_few_rows_are_refused(untrained, split, objective, enough):
-    for n_rows in range(enough):
-        with pytest.raises(ValueError, match="no training rows" if n_rows == 0 else "a batch of one"):
-            untrained(objective=objective).fit(split.train[:n_rows], progress=False)
-    history = untrained(objective=objective).fit(split.train[:enough], progress=False)
-    assert np.isfinite(history["loss"]).all()
-
-
-def test_a_fit_that_cannot_do_as_told_is_refused(trained, split):
+def test_a_fit_that_cannot_do_as_told_is_refused(trained, untrained, split):
+    for objective, enough in (("in_batch", 2), ("point_wise", 1)):
+        with pytest.raises(ValueError, match=r"no training rows|a batch of one"):
+            untrained(objective=objective).fit(split.train[: enough - 1], progress=False)
+        untrained(objective=objective).fit(split.train[:enough], progress=False)
     with pytest.raises(ValueError, match="patience"):
         trained(validate=None, patience=1)
     with pytest.raises(ValueError, match=r"hit@10.* a"):
@@ -256,18 +231,11 @@ def test_a_fit_that_cannot_do_as_told_is_refused(trained, split):
         trained().fit(split.train, progress=False)
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "expected"),
-    [(False, False, "cpu"), (False, True, "mps"), (True, False, "cuda"), (True, True, "cuda")],
-)
-def test_auto_takes_the_best_device_there_is(monkeypatch, cuda, mps, expected):
+@pytest.mark.parametrize(("cuda", "mps", "best"), [(False, False, "cpu"), (False, True, "mps"), (True, True, "cuda")])
+def test_auto_takes_the_best_device_there_is(monkeypatch, cuda, mps, best):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert resolve_device("auto").type == expected
-    assert resolve_device("cpu").type == "cpu"
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
+    assert [resolve_device(name).type for name in ("auto", "cpu")] == [best, "cpu"]
 
 
 def test_weights_survive_saving_and_loading(trained, untrained, batches, split, path):
@@ -307,25 +275,22 @@ def test_a_checkpoint_is_continued_only_as_it_was_begun(trained, path, what, cha
         trained(checkpoint=path, **change)
 
 
-@pytest.mark.parametrize("kind", ["cut", "text", "weights"])
-def test_a_damaged_checkpoint_gives_a_clear_error(trained, untrained, split, validate, path, kind):
+def test_a_damaged_checkpoint_gives_a_clear_error(trained, untrained, split, validate, path):
     trained(checkpoint=path)
-    if kind == "cut":
-        path.write_bytes(path.read_bytes()[:-100])
-    elif kind == "weights":  # a good file of another kind
-        save_weights(untrained().model, path)
-    else:
-        path.write_text("not a checkpoint at all")
+    cut = path.read_bytes()[:-100]
+    save_weights(untrained().model, path)
     trainer = untrained()
     before = weights(trainer)
-    with pytest.raises(ValueError, match=r"damaged .* delete it"):
-        trainer.fit(split.train, validate, progress=False, checkpoint=path)
+    for content in (path.read_bytes(), cut, b"not a checkpoint at all"):  # the first: a good file of another kind
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"damaged .* delete it"):
+            trainer.fit(split.train, validate, progress=False, checkpoint=path)
     assert torch.equal(weights(trainer), before)
 
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(trained, path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
-        trained(checkpoint=path, on_epoch=stop_after(1))
+        trained(checkpoint=path, on_epoch=stop_after_two)
     before = path.read_bytes()
 
     def full_disk(tensors, target, metadata):
