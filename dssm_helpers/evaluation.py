@@ -9,7 +9,7 @@ Why not a sample of candidates: W. Krichene and S. Rendle, "On Sampled Metrics f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,8 +24,7 @@ from .vocabulary import FIRST
 
 KS = (10, 20, 50, 100)
 
-Scorer = Callable[[np.ndarray], Tensor]
-"""Positions ``[B]`` → scores ``[B, I]``, larger is better; what columns 0 and 1 hold does not matter."""
+Scorer = Callable[[np.ndarray], Tensor]  # positions [B] → scores [B, I], larger is better; columns 0 and 1 do not count
 
 
 def seen_before(data: EncodedData, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,10 +54,7 @@ def candidate_scores(
 def rank_targets(
     scorer: Scorer, data: EncodedData, positions: np.ndarray, *, batch_size: int = 1024, remove_seen: bool | None = None
 ) -> np.ndarray:
-    """Rank of each target among all candidates, ``[n]`` float64; 1 is best and ties count half.
-
-    A scorer that gives every item the same score lands in the middle, not at the top: broken models look broken.
-    """
+    """Rank of each target among all candidates, ``[n]`` float64; 1 is best, and one score for all is the middle."""
     if len(positions) == 0:
         raise ValueError("nothing to evaluate: positions is empty")
     ranks = np.empty(len(positions))
@@ -110,7 +106,6 @@ class TwoTowerScorer:
             self.item_vectors = model.item_tower(batches.all_items())
 
     def user_vectors(self, positions: np.ndarray) -> Tensor:
-        """``[B, D]``."""
         with evaluation_mode(self.model):
             return self.model.user_tower(self.batches.users(positions))
 
@@ -145,10 +140,7 @@ def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> spar
 
 
 class ItemKNN:
-    """Cosine between items' columns of the user × item matrix, summed over the user's ``last`` items.
-
-    G. Linden et al., "Amazon.com Recommendations: Item-to-Item Collaborative Filtering", 2003.
-    """
+    """Cosine between columns of the user × item matrix, summed over the ``last`` items. G. Linden et al., 2003."""
 
     def __init__(self, data: EncodedData, train: np.ndarray, last: int = 3):
         matrix = interaction_matrix(data, train)
@@ -180,10 +172,7 @@ class EASE:
 
 
 class IALS:
-    """Implicit-feedback matrix factorisation by ``implicit``, which is to be installed. Y. Hu et al., ICDM 2008.
-
-    User vectors are solved anew from each history, so no user is at a disadvantage for having gone on watching.
-    """
+    """Matrix factorisation by ``implicit``, to be installed; solves users anew each time. Y. Hu et al., ICDM 2008."""
 
     def __init__(self, data: EncodedData, train: np.ndarray, factors: int = 32, seed: int = 0):
         from implicit.cpu.als import AlternatingLeastSquares
@@ -205,8 +194,7 @@ def evaluate(model: DSSM, batches: BatchBuilder, positions: np.ndarray) -> dict[
     return metrics(rank_targets(TwoTowerScorer(model, batches), batches.data, positions))
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Mean per-user difference and its 95 % bootstrap interval."""
 
     difference: float
@@ -218,13 +206,8 @@ class Comparison:
 
 
 def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 10_000) -> Comparison:
-    """Resample *users*, keeping each user's pair together (notebook 05, "Is the difference real?").
-
-    ``ours`` and ``theirs`` are a per-user metric, ``[n]``, or ``[seeds, n]``, which is averaged over seeds first.
-    """
+    """Resample users of a metric ``[n]``, or ``[seeds, n]`` averaged first (notebook 05, "Is the difference real?")."""
     ours, theirs = (np.atleast_2d(np.asarray(x, dtype=np.float64)).mean(axis=0) for x in (ours, theirs))
-    if ours.shape != theirs.shape:
-        raise ValueError(f"a paired comparison needs the same users on both sides, got {ours.shape} and {theirs.shape}")
     difference = ours - theirs
     generator, n = np.random.default_rng(0), len(difference)
     means = [difference[generator.integers(0, n, n)].mean() for _ in range(n_resamples)]
@@ -233,10 +216,7 @@ def paired_bootstrap(ours: np.ndarray, theirs: np.ndarray, n_resamples: int = 10
 
 
 def scoreboard(ranks: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """One row per model, mean over seeds, from ranks ``[n]`` or ``[seeds, n]``.
-
-    ``±`` is the sample standard deviation of hit@10 between seeds, NaN for one seed.
-    """
+    """Means over seeds, from ranks ``[n]`` or ``[seeds, n]``; ``±`` is the sample deviation of hit@10 between seeds."""
     rows = {}
     for name, values in ranks.items():
         per_seed = pd.DataFrame([metrics(r) for r in np.atleast_2d(values)])

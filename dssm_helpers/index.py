@@ -5,25 +5,24 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .files import read_manifest, write_folder
+from .files import write_folder
 
 NOTHING = -1  # the id that pads a short answer
+PACKAGES = {"faiss": "faiss-cpu", "pymilvus": "pymilvus milvus-lite", "milvus_lite": "pymilvus milvus-lite"}
 Answers = Iterable[tuple[np.ndarray, np.ndarray]]  # ids and scores of each query
 
 
 class Index:
-    """What the backends share. Any number of threads may search.
+    """Vectors of ``dim`` dimensions under ``ids [n]`` int64. Any number of threads may search.
 
     A backend supplies ``_build(vectors)``, ``_add(vectors, ids, replaced)``, ``_vectors_of(ids)`` and
     ``_search(queries, n, inside)``, which gives each query at most ``n`` of the ids ``inside`` and their scores, best
-    first. ``ids [n]`` int64 are in the index, of ``dim`` dimensions; ``options`` are those it was built with, as
-    :meth:`tune` left them.
+    first.
     """
 
     backend: ClassVar[str]
@@ -46,12 +45,9 @@ class Index:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ``k`` nearest items of each query, best first: ``(ids [B, k] int64, scores [B, k] float32)``.
 
-        Args:
-            queries: ``[B, D]``, or ``[D]`` for one.
-            exclude: per query the ids not to return. As many more are fetched, so ``k`` remain. Where fewer do, that is
-                a ``ValueError``, or with ``allow_fewer`` :data:`NOTHING` and score ``-inf`` pad the answer.
-            allowed: the only ids to return, for all queries, such as what is in stock. Of less than a tenth of the
-                index every vector is looked at: an approximate search would meet too few of them.
+        ``queries`` are ``[B, D]``, or ``[D]`` for one. ``exclude`` gives per query the ids not to return, ``allowed``
+        for all queries the only ids to return. As many more are fetched, so ``k`` remain. Where fewer do, that is a
+        ``ValueError``, or with ``allow_fewer`` :data:`NOTHING` and score ``-inf`` pad the answer.
         """
         queries = checked_vectors(np.atleast_2d(queries), self.dim, "queries")
         if k < 1:
@@ -65,6 +61,7 @@ class Index:
         fetch = min(len(inside), k + max(map(len, excluded), default=0))
         found = np.full((len(queries), k), NOTHING, dtype=np.int64)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        # Of less than a tenth an approximate search would meet too few.
         narrow = self._search if 10 * len(inside) >= len(self) else self._search_all
         for search, n in ((narrow, fetch), (self._search_all, len(inside))):
             short = np.flatnonzero(found[:, -1] == NOTHING)  # a narrow search may leave some; then look everywhere
@@ -110,10 +107,8 @@ class Index:
     def save(self, path: str | Path) -> None:
         """Write a folder; :func:`dssm_helpers.files.write_folder` says what it replaces and what it refuses."""
         options = {name: value for name, value in self.options.items() if name not in ("uri", "token")}
-        elsewhere = self.options.get("uri") is not None
-        fields = {"backend": self.backend, "dim": self.dim, "options": options, "elsewhere": elsewhere}
-        with write_folder(path, "index", fields) as folder:
-            if not elsewhere:
+        with write_folder(path, "index", {"backend": self.backend, "dim": self.dim, "options": options}) as folder:
+            if not self.options.get("uri"):
                 np.savez(folder / "items.npz", ids=self.ids, vectors=self._packed())
 
     def _packed(self) -> np.ndarray:
@@ -126,21 +121,19 @@ class Index:
     @property
     def nbytes(self) -> int:
         """Bytes of the index as it is saved, which is how it lies in memory; of Milvus those of the vectors alone."""
-        with TemporaryDirectory() as folder:
-            self.save(f"{folder}/index")
-            return sum(map(len, read_manifest(f"{folder}/index", "index").files.values()))
+        return self.ids.nbytes + self._packed().nbytes
 
     def close(self) -> None:
         """Let go of files and connections."""
 
 
-def library(module: str, packages: str) -> ModuleType:
+def library(name: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(name)
     except ImportError as error:  # of the library, or of something that it needs in its turn
-        missing = (error.name or module).partition(".")[0]
-        command = packages if missing == module else missing
-        raise ImportError(f"this index needs {missing}: pip install {command} ({error})", name=missing) from error
+        missing = (error.name or name).partition(".")[0]
+        command = f"pip install {PACKAGES.get(missing, missing)}"
+        raise ImportError(f"this index needs {missing}: {command} ({error})", name=missing) from error
 
 
 def checked_vectors(vectors: Any, dim: int | None = None, what: str = "vectors") -> np.ndarray:

@@ -9,8 +9,6 @@ import numpy as np
 
 from .index import Answers, Index, library
 
-PACKAGES = "pymilvus milvus-lite"  # what to install for it
-
 
 class MilvusIndex(Index):
     """A vector database. Without ``uri`` a private Milvus Lite, of which :meth:`save` keeps the vectors.
@@ -26,16 +24,15 @@ class MilvusIndex(Index):
         "M": 32, "efConstruction": 100, "ef": 64, "nlist": 128, "nprobe": 16,
     }  # fmt: skip
     TUNABLE = ("ef", "nprobe")
-    LIMIT = 16_384  # Milvus returns no more than this
 
     def _connect(self) -> bool:
         """Whether our collection is there; one of something else is refused."""
         self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
         uri, self._name = self.options["uri"] or f"{self._folder.name}/milvus.db", self.options["collection"]
         if "://" not in uri:
-            library("milvus_lite", PACKAGES)
+            library("milvus_lite")
         seldom = {"grpc.keepalive_time_ms": 300_000}  # a server takes frequent pings for an attack, and logs it
-        client = library("pymilvus", PACKAGES).MilvusClient
+        client = library("pymilvus").MilvusClient
         self._client = client(uri, token=self.options["token"], grpc_options=seldom)
         if not self._client.has_collection(self._name):
             return False
@@ -53,7 +50,7 @@ class MilvusIndex(Index):
 
     def _build(self, vectors: np.ndarray) -> None:
         if not self._connect():
-            types, schema = library("pymilvus", PACKAGES).DataType, self._client.create_schema()
+            types, schema = library("pymilvus").DataType, self._client.create_schema()
             schema.add_field("item_id", types.INT64, is_primary=True)
             schema.add_field("item_vector", types.FLOAT_VECTOR, dim=self.dim)
             self._client.create_collection(self._name, schema=schema, consistency_level="Strong")
@@ -69,7 +66,8 @@ class MilvusIndex(Index):
         self._load()
 
     def _search(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
-        n, only = min(n, self.LIMIT), f"item_id in {inside.tolist()}" if len(inside) < len(self) else ""
+        n = min(n, 16_384)  # Milvus returns no more
+        only = f"item_id in {inside.tolist()}" if len(inside) < len(self) else ""
         dials = {"HNSW": {"ef": max(self.options["ef"], n)}, "IVF_FLAT": {"nprobe": self.options["nprobe"]}}
         params = {"params": dials.get(self.options["index_type"], {})}
         for start in range(0, len(queries), 1024):

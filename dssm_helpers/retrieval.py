@@ -31,16 +31,11 @@ ANNOY_CURE = (
 
 
 def build_index(vectors: np.ndarray, ids: Sequence[int] | None = None, backend: str = "exact", **options: Any) -> Index:
-    """An index over item vectors (notebook 06, "Three lines for every library").
+    """An index over ``vectors [n, D]``, scaled to unit length here (notebook 06, "Three lines for every library").
 
-    Args:
-        vectors: ``[n, D]`` numbers, scaled to unit length here.
-        ids: ``[n]`` unique whole numbers from 0; default the row numbers.
-        backend, options: a key of :data:`BACKENDS` and what the ``DEFAULTS`` of its class name.
-
-    Raises:
-        ValueError: vectors, ids, a backend or options that cannot work; an Annoy that answers wrongly.
-        ImportError: a library is missing; the message holds the command that installs it.
+    ``ids [n]`` are unique whole numbers from 0, by default the row numbers; ``options`` those in the ``DEFAULTS`` of a
+    backend's class. ``ValueError``: what cannot work, or an Annoy that answers wrongly; ``ImportError``: a library is
+    missing, and the message holds the command that installs it.
     """
     index = _empty(backend, options)
     vectors = checked_vectors(vectors)
@@ -51,27 +46,22 @@ def build_index(vectors: np.ndarray, ids: Sequence[int] | None = None, backend: 
 
 
 def load_index(source: str | Path | Manifest, *, uri: str | None = None, token: str | None = None) -> Index:
-    """What :meth:`Index.save` wrote, built from the very bytes that were verified.
+    """What :meth:`Index.save` wrote, built from the very bytes that were verified; damage is a ``ValueError``.
 
     ``source`` is the folder, or its manifest where it is a part of a larger one; ``uri`` and ``token`` are those of a
-    :class:`MilvusIndex`. A digest tells damage, not intent: a crafted file can crash Annoy, so take a stranger's index
-    as exact or Faiss.
-
-    Raises:
-        FileNotFoundError, ValueError: of :func:`~dssm_helpers.files.read_manifest`; an option that this backend does
-            not have or no file may set; vectors elsewhere and no ``uri``.
+    :class:`MilvusIndex`. A crafted file can crash Annoy: take a stranger's index as exact or Faiss.
     """
     manifest = source if isinstance(source, Manifest) else read_manifest(source, "index")
     saved, given = manifest.fields["options"], {"uri": uri, "token": token}
     if saved.keys() & given.keys():
         raise ValueError(f"{manifest.path} wants to say where to connect; only load_index(uri=, token=) may")
-    if manifest.fields["elsewhere"] and not uri:
-        raise ValueError(f"the vectors of {manifest.path} live elsewhere, in a Milvus; say where by uri=")
     index = _empty(manifest.fields["backend"], saved | {name: value for name, value in given.items() if value})
     index.dim = manifest.fields["dim"]
     if uri:
         index.open()
         return index
+    if "items.npz" not in manifest.files:
+        raise ValueError(f"the vectors of {manifest.path} live elsewhere, in a Milvus; say where by uri=")
     items = np.load(io.BytesIO(manifest.files["items.npz"]))
     index.ids = items["ids"]
     index._unpack(items["vectors"])
@@ -96,8 +86,7 @@ class ExactIndex(Index):
     def _build(self, vectors: np.ndarray) -> None:
         self.vectors = vectors
 
-    def _search(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
-        return self._search_all(queries, n, inside)
+    _search = Index._search_all
 
     def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
         return self.vectors if len(ids) == len(self) else self.vectors[np.isin(self.ids, ids)]
@@ -109,9 +98,7 @@ class ExactIndex(Index):
 class AnnoyIndex(Index):
     """Spotify's forest of random-projection trees, read-only once built, mapped from a private file.
 
-    ``n_trees`` costs memory and build time; ``search_k``, the number of vectors looked at, costs time per query. A
-    wrongly compiled Annoy answers wrongly without an error: each build is checked. It knows no filter, so the allowed
-    are searched exactly.
+    ``n_trees`` costs memory and build time; ``search_k``, the number of vectors looked at, costs time per query.
     """
 
     backend = "annoy"
@@ -119,7 +106,7 @@ class AnnoyIndex(Index):
     TUNABLE = ("search_k",)
 
     def _open(self) -> None:
-        self._annoy = library("annoy", "annoy").AnnoyIndex(self.dim, "angular")
+        self._annoy = library("annoy").AnnoyIndex(self.dim, "angular")
         self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
         self._file = Path(self._folder.name, "items.ann")
 
@@ -133,7 +120,7 @@ class AnnoyIndex(Index):
         self._annoy.save(str(self._file))  # from now on Annoy maps this file and keeps nothing of its own
 
     def _check(self, vectors: np.ndarray) -> None:
-        """Compare the neighbours and scores of a sample with exact search."""
+        """A wrongly compiled Annoy answers wrongly without an error: compare a sample with exact search."""
         n, right = min(10, len(vectors)), 0
         sample = vectors[np.random.default_rng(0).permutation(len(vectors))[:8]]
         for query, cosine in zip(sample, sample @ vectors.T, strict=True):
@@ -145,7 +132,7 @@ class AnnoyIndex(Index):
             raise ValueError(f"{wrong}. It was probably compiled with -ffast-math by clang; {ANNOY_CURE}")
 
     def _search(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
-        if len(inside) < len(self):
+        if len(inside) < len(self):  # Annoy knows no filter
             yield from self._search_all(queries, n, inside)
             return
         search_k = max(self.options["search_k"], n)
@@ -178,8 +165,7 @@ class FaissIndex(Index):
     the ``nprobe`` nearest of ``nlist`` cells (default about 4·√n); ``ivfpq`` the same over vectors compressed to ``m``
     bytes; ``hnsw`` walks a graph of ``M`` neighbours with a beam of ``efSearch``.
 
-    H. Jégou et al., "Product Quantization for Nearest Neighbor Search", TPAMI 2011; Y. Malkov and D. Yashunin,
-    "Efficient and Robust Approximate Nearest Neighbor Search Using HNSW Graphs", TPAMI 2018.
+    H. Jégou et al., TPAMI 2011, for product quantization; Y. Malkov and D. Yashunin, TPAMI 2018, for HNSW.
     """
 
     backend = "faiss"
@@ -196,29 +182,25 @@ class FaissIndex(Index):
     TUNABLE = ("nprobe", "efSearch")
 
     def _build(self, vectors: np.ndarray) -> None:
-        faiss = library("faiss", "faiss-cpu")
+        faiss = library("faiss")
         options, kind, (n, dim) = self.options, self.options["kind"], vectors.shape
         if kind not in self.KINDS:
             raise ValueError(f"unknown kind of Faiss index {kind!r}; choose one of {', '.join(self.KINDS)}")
         # Faiss asks for 39 training vectors per cell.
         options["nlist"] = options["nlist"] or max(1, min(round(4 * n**0.5), n // 39))
         options["m"] = options["m"] or max((m for m in range(1, dim // 2 + 1) if dim % m == 0), default=1)
-        try:
-            index = faiss.index_factory(dim, self.KINDS[kind].format(**options), faiss.METRIC_INNER_PRODUCT)
-            if kind == "hnsw":
-                faiss.downcast_index(index.index).hnsw.efConstruction = options["efConstruction"]
-            if kind in ("ivf", "ivfpq"):
-                index.cp.seed, index.cp.min_points_per_centroid = 0, 1  # no warnings on a small set
-            if kind == "ivfpq":
-                index.pq.cp.min_points_per_centroid = 1
-            index.train(vectors)
-        except RuntimeError as error:
-            raise ValueError(f"Faiss cannot build this from {n} vectors of {dim}, {options}: {error}") from error
+        self._faiss = index = faiss.index_factory(dim, self.KINDS[kind].format(**options), faiss.METRIC_INNER_PRODUCT)
+        if kind == "hnsw":
+            faiss.downcast_index(index.index).hnsw.efConstruction = options["efConstruction"]
+        if kind in ("ivf", "ivfpq"):
+            index.cp.seed, index.cp.min_points_per_centroid = 0, 1  # no warnings on a small set
+        if kind == "ivfpq":
+            index.pq.cp.min_points_per_centroid = 1
+        index.train(vectors)
         index.add_with_ids(vectors, self.ids)
-        self._faiss = index
 
     def _search(self, queries: np.ndarray, n: int, inside: np.ndarray, nprobe: int | None = None) -> Answers:
-        faiss, kind = library("faiss", "faiss-cpu"), self.options["kind"]
+        faiss, kind = library("faiss"), self.options["kind"]
         only = {"sel": faiss.IDSelectorBatch(inside)} if len(inside) < len(self) else {}
         if kind == "hnsw":
             params = faiss.SearchParametersHNSW(efSearch=max(self.options["efSearch"], n), **only)
@@ -245,10 +227,10 @@ class FaissIndex(Index):
         self._faiss.add_with_ids(vectors, ids)
 
     def _packed(self) -> np.ndarray:
-        return library("faiss", "faiss-cpu").serialize_index(self._faiss)
+        return library("faiss").serialize_index(self._faiss)
 
     def _unpack(self, packed: np.ndarray) -> None:
-        self._faiss = library("faiss", "faiss-cpu").deserialize_index(packed)
+        self._faiss = library("faiss").deserialize_index(packed)
 
 
 BACKENDS: dict[str, type[Index]] = {kind.backend: kind for kind in (ExactIndex, AnnoyIndex, FaissIndex, MilvusIndex)}
@@ -273,16 +255,11 @@ def measure(index: Index, queries: np.ndarray, exact_ids: np.ndarray) -> dict[st
 
 
 def enlarge(vectors: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """``[n, D]`` clustered like a catalogue: unit vectors ``[m, D]`` with noise the size of the gap to the nearest.
-
-    Uniform random vectors have no neighbourhoods for an index to find.
-    """
+    """``[n, D]`` with neighbourhoods to find: unit ``vectors [m, D]`` plus noise the size of the gap to the nearest."""
     generator = np.random.default_rng(seed)
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
     gap = np.sqrt(np.maximum(2 - 2 * similarity.max(axis=1), 1e-6))  # [m] distance to the nearest neighbour
     rows = generator.integers(0, len(vectors), n)
-    moved = generator.standard_normal((n, vectors.shape[1]), dtype=np.float32)
-    moved *= gap[rows, None] / vectors.shape[1] ** 0.5
-    moved += vectors[rows]
-    return moved / np.linalg.norm(moved, axis=1, keepdims=True)
+    noise = generator.standard_normal((n, vectors.shape[1]), dtype=np.float32)
+    return checked_vectors(vectors[rows] + noise * (gap[rows, None] / vectors.shape[1] ** 0.5))

@@ -62,9 +62,8 @@ def export_bundle(
     Both towers as ONNX, the item vectors and an index over them, vocabularies, titles, training counts (the fallback),
     and the users' columns. A bundle that is already there is replaced; other files are a FileExistsError.
 
-    Args:
-        train: positions whose interactions count towards popularity.
-        backend, index_options: of ``build_index``. ``"milvus"`` with ``uri=`` and ``token=`` fills a collection there.
+    The interactions at the positions ``train`` count towards popularity. ``backend`` and ``index_options`` are those of
+    ``build_index``; ``"milvus"`` with ``uri=`` and ``token=`` fills a collection there.
     """
     history = next((f for f in model.user_tower.embedding.features if f.name == "history"), None)
     if history is None:
@@ -175,13 +174,10 @@ class Recommender:
     def load(cls, path: str | Path, uri: str | None = None, token: str = "") -> Recommender:
         """Open a bundle, from the very bytes that were compared with its manifest.
 
-        Args:
-            uri, token: search in Milvus instead of in the index of the bundle: a file ``"movies.db"`` for Milvus Lite,
-                or a server's ``"http://host:19530"`` with ``"user:password"`` or an API key. The collection is filled
-                here unless :func:`export_bundle` did; what others added stays.
-
-        Raises:
-            FileNotFoundError, ValueError: no bundle, a missing or altered file (named), a tower of other vocabularies.
+        With ``uri`` it searches in Milvus instead of in the index of the bundle: a file ``"movies.db"`` for Milvus
+        Lite, or a server's ``"http://host:19530"`` with a ``token``, ``"user:password"`` or an API key. The collection
+        is filled here unless :func:`export_bundle` did; what others added stays. No bundle, a missing or altered file
+        (named), a tower of other vocabularies: FileNotFoundError or ValueError.
         """
         return cls(read_manifest(path, "bundle"), uri, token)
 
@@ -201,12 +197,9 @@ class Recommender:
         items, seen = self._find_items([] if history is None else history)
         latest = self.vocabularies["item_id"].encode(np.array(items[-self.fields["max_history"] :], dtype=object))
         batch["history"] = latest[None, ::-1]  # [1, L], the newest first, as in training
-        if row != UNKNOWN:
-            basis = "user"
-        elif (latest > UNKNOWN).any():
-            basis = "history"
-        else:
-            basis = "demographics" if any((index > UNKNOWN).any() for index in given.values()) else "popularity"
+        basis = "user" if row != UNKNOWN else "history" if (latest > UNKNOWN).any() else "demographics"
+        if basis == "demographics" and all((index <= UNKNOWN).all() for index in given.values()):
+            basis = "popularity"
         ignored += [f"item {_quoted.repr(item)}" for item in dict.fromkeys(items) if item not in self.titles]
         excluded = set() if self.fields["schema"].get("repeats") else seen
         return Request(batch, excluded, basis, tuple(ignored))
@@ -214,9 +207,9 @@ class Recommender:
     def _encode_columns(self, side: str, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
         """The given columns as indices ``[1]``, or ``[1, G]`` of a list, and values the vocabularies do not have."""
         columns, encoded, ignored = self._columns[side], {}, []
-        if unknown := [_quoted.repr(name) for name in given if name not in columns]:
-            raise ValueError(f"the {side} has no field {', '.join(unknown)}; the fields are {', '.join(columns)}")
         for name, value in given.items():
+            if name not in columns:
+                raise ValueError(f"the {side} has no field {_quoted.repr(name)}; the fields are {', '.join(columns)}")
             value = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
             if value is None or value != value or value in ("", [], ()):
                 continue
@@ -248,11 +241,10 @@ class Recommender:
         return items, seen
 
     def _no_such_title(self, text: str) -> str:
-        """Names titles that contain ``text``, the most popular first, then titles spelled alike."""
         now, wanted = self.catalogue, text.strip().casefold()
-        inside = [title for title in now.ids_by_title if wanted and wanted in title]
-        alike = difflib.get_close_matches(wanted, now.ids_by_title, cutoff=0.5)
-        close = [now.titles[now.ids_by_title[title][0]] for title in dict.fromkeys([*inside, *alike])][:3]
+        close = [title for title in now.ids_by_title if wanted and wanted in title]  # the most popular first
+        close += difflib.get_close_matches(wanted, now.ids_by_title, cutoff=0.5)
+        close = [now.titles[now.ids_by_title[title][0]] for title in dict.fromkeys(close)][:3]
         hint = f"did you mean {' or '.join(map(_quoted.repr, close))}?" if close else "nothing is spelled like it."
         return f"no item is called {_quoted.repr(text)}; {hint}"
 
@@ -266,9 +258,8 @@ class Recommender:
             history: raw item ids or titles, **oldest first**. The latest decide the vector, all are excluded (where the
                 schema says ``repeats``, none). The server stores no interactions: what is not given did not happen.
 
-        Raises:
-            ValueError: a title that does not exist (close ones are listed), an unknown field, a value of the wrong
-                kind, a ``k`` that is not from 1 to the number of items.
+        A ValueError: a title that does not exist (close ones are listed), an unknown field, a value of the wrong kind,
+        a ``k`` that is not from 1 to the number of items.
         """
         now = self.catalogue
         if _checked("k", k, int) not in range(1, len(now.titles) + 1):
@@ -289,12 +280,8 @@ class Recommender:
     def add_item(self, item_id: RawId, title: str, **columns: Any) -> np.ndarray:
         """Put a new item into the index at once, from its columns alone; return its vector ``[D]``.
 
-        The vector rests on what the columns have in common with known items, until the next training gives the item an
-        id of its own. Repeating the call replaces the item. The bundle's files stay as they are.
-
-        Raises:
-            ValueError: the id belongs to an item the model was trained on, no title, no column, an unknown column, a
-                value of the wrong kind.
+        Repeating the call replaces the item; the bundle's files stay as they are. A ValueError: the id of an item that
+        the model was trained on, no title, no column or an unknown one, a value of the wrong kind.
         """
         vocabulary = self.vocabularies["item_id"]
         item_id = _checked("item_id", item_id, str if vocabulary.is_text else int)

@@ -72,7 +72,6 @@ def visualize_model(
 
     Args:
         model: a :class:`DSSM`, one of its towers, or any module whose ``forward`` takes ``batch``.
-        batch: name → tensor, of all inputs and no others; only the shapes matter.
         save_dir: folder for ``<name>.<format>``; without it nothing is written.
         depth: levels of nesting to open: 1 shows the towers, 2 their parts, 3 every layer.
         formats: of ``svg``, ``png``, ``pdf``. PDF needs Graphviz' own ``dot``; without it a ValueError says so.
@@ -181,9 +180,8 @@ def draw_towers(model: DSSM, ax: Axes) -> Axes:
 def embedding_map(vectors: np.ndarray, method: str = "pca", seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
     """Two coordinates for each vector: ``[n, D]`` → ``[n, 2]`` (notebook 07, "A map of the movies").
 
-    ``"pca"``: the two directions of greatest spread, linear, distances shrink but do not lie. ``"tsne"``: keeps near
-    neighbours near (by cosine) and gives up the rest; ``perplexity`` is how many count, lowered where there are too few
-    vectors. L. van der Maaten and G. Hinton, JMLR 2008. The same seed gives the same map.
+    ``"pca"``: the two directions of greatest spread. ``"tsne"`` (L. van der Maaten and G. Hinton, JMLR 2008) keeps near
+    neighbours near, by cosine, and gives up the rest; ``perplexity`` is how many count, at most a third of the vectors.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

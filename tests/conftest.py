@@ -28,35 +28,27 @@ def notebook_paths() -> list[Path]:
 
 
 def notebook_definitions(number: str, *names: str) -> dict[str, object]:
-    """Execute a notebook's plain imports, upper-case constants and the named functions or classes, nothing else.
-
-    Lets a test compare what a notebook builds step by step with what the helper package ships.
-    """
+    """What a notebook builds step by step, to compare with the helper package: of all its cells only the plain imports,
+    upper-case constants and the named functions and classes are executed."""
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    source = re.sub(r"^(\s*)[%!].*$", r"\1pass", "\n".join(cells), flags=re.M)  # a magic may be a block's only line
     namespace: dict[str, object] = {}
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type != "code":
-            continue
-        source = re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M)  # a magic may be a block's only line
-        for node in ast.parse(source).body:
-            wanted = isinstance(node, (ast.Import, ast.ImportFrom)) or getattr(node, "name", None) in names
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-                wanted = getattr(node.targets[0], "id", "").isupper()
-            if wanted:
-                exec(compile(ast.Module([node], []), str(path), "exec"), namespace)
-    missing = set(names) - set(namespace)
-    assert not missing, f"notebook {number} no longer defines {sorted(missing)}"
+    for node in ast.parse(source).body:
+        constant = isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        wanted = getattr(node.targets[0], "id", "").isupper() if constant else getattr(node, "name", None) in names
+        if wanted or isinstance(node, (ast.Import, ast.ImportFrom)):
+            exec(compile(ast.Module([node], []), str(path), "exec"), namespace)
+    assert set(names) <= set(namespace), f"notebook {number} no longer defines them all: {names}"
     return namespace
 
 
 def encoded(tables: MovieLens) -> EncodedData:
-    """MovieLens tables as indices."""
     return encode(tables.ratings, tables.users, tables.movies, SCHEMA, name=tables.name)
 
 
 @pytest.fixture(scope="session")
 def tables() -> MovieLens:
-    """A small generated set: 60 users, 120 movies."""
     return synthetic(n_ratings=1_500, n_users=60, n_movies=120, seed=1)
 
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,14 +14,13 @@ import pytest
 import torch
 from conftest import ROOT, notebook_definitions
 
-from dssm_helpers.data import EncodedData
 from dssm_helpers.features import SequenceFeature, default_features
 from dssm_helpers.model import DSSM, evaluation_mode
 from dssm_helpers.onnx_export import PARTS, OnnxTower, compress_onnx, export_onnx
 from dssm_helpers.vocabulary import Vocabulary
 
 
-def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "recency:3"), **options: int) -> DSSM:
+def make_model(data, pooling=("mean", "recency:3"), **options):
     torch.manual_seed(0)
     user, item = default_features(data, dim=16, side_dim=8, pooling=pooling, **options)
     params = {"dims": (32, 16), "dropout": 0.5}
@@ -34,22 +32,21 @@ def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "rec
 
 
 @pytest.fixture(scope="module")
-def model(data: EncodedData) -> DSSM:
+def model(data):
     return make_model(data)
 
 
 @pytest.fixture(scope="module")
-def exported(model: DSSM, data: EncodedData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(model, data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     for part in PARTS:
         export_onnx(model, folder / f"{part}.onnx", part, data.vocabularies)
     return folder
 
 
-def random_batch(tower: OnnxTower, rows: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+def random_batch(tower, rows, length):
     """Any valid ids, padding and unknown included, padding at the end of sequences."""
-    rng = np.random.default_rng(seed)
-    batch = {}
+    rng, batch = np.random.default_rng(0), {}
     for name, rank in tower.ranks.items():
         batch[name] = rng.integers(0, tower.vocab_sizes[name], (rows, length) if rank == 2 else rows)
         if rank == 2:
@@ -57,7 +54,7 @@ def random_batch(tower: OnnxTower, rows: int, length: int, seed: int = 0) -> dic
     return batch
 
 
-def in_torch(model: DSSM, part: str, batch: dict[str, np.ndarray]) -> np.ndarray:
+def in_torch(model, part, batch):
     module = model if part == "model" else getattr(model, f"{part}_tower")
     with torch.inference_mode():
         return module({name: torch.from_numpy(ids) for name, ids in batch.items()}).numpy()
@@ -100,14 +97,13 @@ def test_one_checked_file_with_feature_names_free_axes_and_no_machine_paths(mode
 
 
 def test_export_switches_dropout_off_restores_every_mode_and_reads_a_learned_temperature(data, tmp_path):
-    model = make_model(data)
-    model.train()
+    model = make_model(data).train()
     model.item_tower.eval()
     model.temperature = torch.nn.Parameter(torch.tensor(0.25))
     modes = [module.training for module in model.modules()]
     whole = OnnxTower.load(export_onnx(model, tmp_path / "model.onnx").read_bytes())  # the bytes are enough
     assert [module.training for module in model.modules()] == modes
-    assert (whole.part, whole.dim, whole.temperature) == ("model", 16, 0.25)
+    assert whole.temperature == 0.25
     batch = random_batch(whole, 5, 4)
     with evaluation_mode(model):
         assert np.abs(whole(batch) - in_torch(model, "model", batch)).max() <= 1e-5
@@ -133,7 +129,7 @@ def test_bad_input_is_refused_before_the_session(exported, change, message):
 def test_other_integer_types_lists_and_an_empty_batch_are_fine(exported):
     tower = OnnxTower.load(exported / "user.onnx")
     batch = random_batch(tower, 3, 2)
-    for other in (lambda ids: ids.astype(np.int32), np.asfortranarray, np.ndarray.tolist):
+    for other in (np.int32, np.ndarray.tolist):
         assert np.array_equal(tower({name: other(ids) for name, ids in batch.items()}), tower(batch))
     assert tower(random_batch(tower, 0, 2)).shape == (0, tower.dim)
 
@@ -173,17 +169,16 @@ def test_unknown_names_and_foreign_files_are_refused(model, exported, tmp_path):
 
 def test_a_tower_runs_where_torch_cannot_be_imported(model, exported, tmp_path):
     batch = random_batch(OnnxTower.load(exported / "user.onnx"), 4, 6)
-    np.savez(tmp_path / "batch.npz", **batch)
     code = (
-        "import sys\n"
+        "import json, sys\n"
         "for name in ('torch', 'pandas', 'onnx', 'onnxscript'): sys.modules[name] = None\n"
-        "import numpy as np\n"
         "from dssm_helpers.onnx_export import OnnxTower\n"
-        "with np.load(sys.argv[2]) as batch: np.save(sys.argv[3], OnnxTower.load(sys.argv[1])(dict(batch)))\n"
+        "print(OnnxTower.load(sys.argv[1])(json.load(sys.stdin)).tolist())\n"
     )
-    paths = [exported / "user.onnx", tmp_path / "batch.npz", tmp_path / "out.npy"]
-    subprocess.run([sys.executable, "-c", code, *map(str, paths)], check=True, cwd=ROOT, timeout=120)
-    assert np.abs(np.load(tmp_path / "out.npy") - in_torch(model, "user", batch)).max() <= 1e-5
+    command = [sys.executable, "-c", code, exported / "user.onnx"]
+    given = json.dumps({name: ids.tolist() for name, ids in batch.items()}).encode()
+    vectors = json.loads(subprocess.check_output(command, input=given, cwd=ROOT, timeout=120))
+    assert np.abs(vectors - in_torch(model, "user", batch)).max() <= 1e-5
 
 
 def test_the_notebook_exports_the_same(model, exported, tmp_path):

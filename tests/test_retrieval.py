@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from conftest import notebook_definitions
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.preprocessing import normalize
 
 from dssm_helpers import retrieval
 from dssm_helpers.files import read_manifest, write_folder
@@ -43,35 +44,25 @@ def cases(options: dict[str, dict]) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-def built():
+def built(request):
     """``build_index`` whose indexes are closed after the test."""
-    with ExitStack() as stack:
 
-        def build(vectors=VECTORS, ids=IDS, **options):
-            index = build_index(vectors, ids, **options)
-            stack.callback(index.close)
-            return index
+    def build(vectors=VECTORS, ids=IDS, **options):
+        index = build_index(vectors, ids, **options)
+        request.addfinalizer(index.close)
+        return index
 
-        yield build
+    return build
 
 
 def by_hand(vectors: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All ids and cosines for QUERIES, best first, written out with none of the code under test."""
-    unit = [v / np.sqrt((np.asarray(v, dtype=np.float64) ** 2).sum()) for v in vectors]
-    cosines = np.array([[float(np.dot(q / np.sqrt((q**2).sum()), v)) for v in unit] for q in QUERIES])
+    """All ids and cosines for QUERIES, best first, with none of the code under test."""
+    cosines = cosine_similarity(QUERIES, vectors)
     order = np.argsort(-cosines, axis=1)
     return ids[order], np.take_along_axis(cosines, order, axis=1)
 
 
 ORDER, COSINES = by_hand(VECTORS, IDS)
-
-
-def is_right(index: Index) -> bool:
-    return (index.search(QUERIES, 10)[0] == ORDER[:, :10]).all()
-
-
-def by_unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 @cases(EXHAUSTIVE | MILVUS)
@@ -82,7 +73,6 @@ def test_equals_search_by_hand(built, options):
     assert (found == ORDER[:, :10]).all()
     np.testing.assert_allclose(scores, COSINES[:, :10], atol=1e-5)
     assert (len(index), index.dim, index.backend, sorted(index.ids)) == (N, DIM, options["backend"], sorted(IDS))
-    assert index.nbytes >= N * (DIM * 4 + 8)
     assert (index.search(QUERIES[0], 5)[0] == found[:1, :5]).all()  # one query is a batch of one
 
 
@@ -98,7 +88,7 @@ def test_neither_layout_nor_precision_matters_and_equals_keep_their_order(built)
 
 @cases(LOSSY)
 def test_compressed_indexes_find_most(built, rng, options):
-    vectors = enlarge(by_unit(rng.normal(size=(40, DIM))), 600)
+    vectors = enlarge(normalize(rng.normal(size=(40, DIM))), 600)
     index, exact = built(vectors, None, **options), built(vectors, None)
     assert recall(index.search(vectors[:50], 10)[0], exact.search(vectors[:50], 10)[0]) > 0.7
     assert index.nbytes < exact.nbytes
@@ -137,22 +127,16 @@ def test_exclude_and_allowed_are_exact_search_on_the_rest(built, options, many):
         np.testing.assert_allclose(scores[1], COSINES[1][kept[1]][:5], atol=1e-5)
 
 
-@cases(HASTY | LOSSY | {"AUTOINDEX": MILVUS["AUTOINDEX"]})
+@cases(HASTY | {"AUTOINDEX": MILVUS["AUTOINDEX"]})
 def test_there_are_k_answers_wherever_there_are_k(built, options):
-    """The hasty indexes meet none or few of them on their way."""
+    """The hasty indexes meet none or few of them on their way. Where few are allowed all of them are looked at."""
     index = built(**options)
-    found, scores = index.search(QUERIES, 50, exclude=ORDER[:, :250])
+    found, _ = index.search(QUERIES, 50, exclude=ORDER[:, :250])
     assert (np.sort(found, axis=1) == np.sort(ORDER[:, 250:], axis=1)).all()
-    assert np.isfinite(scores).all()
-    for many in (20, 60):
-        found, scores = index.search(QUERIES, many, allowed=IDS[:many])
-        assert (np.sort(found, axis=1) == np.sort(IDS[:many])).all()
-        assert (np.diff(scores, axis=1) <= 0).all()
-
-
-@cases(HASTY)
-def test_where_few_are_allowed_all_of_them_are_looked_at(built, options):
-    found, _ = built(**options).search(QUERIES, 1, allowed=IDS[:29])
+    found, scores = index.search(QUERIES, 60, allowed=IDS[:60])
+    assert (np.sort(found, axis=1) == np.sort(IDS[:60])).all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+    found, _ = index.search(QUERIES, 1, allowed=IDS[:29])
     assert (found == [row[np.isin(row, IDS[:29])][:1] for row in ORDER]).all()
 
 
@@ -178,7 +162,7 @@ def test_another_search_at_any_moment_of_a_search(built, monkeypatch):
 
     def store_and_search(self, name, value):
         object.__setattr__(self, name, value)
-        assert is_right(self)
+        assert (self.search(QUERIES, 10)[0] == ORDER[:, :10]).all()
 
     monkeypatch.setattr(Index, "__setattr__", store_and_search, raising=False)
     assert (index.search(QUERIES, 5, exclude=ORDER[:, :3])[0] == ORDER[:, 3:8]).all()
@@ -222,7 +206,7 @@ def test_a_refused_call_says_why_and_changes_nothing(built, method, arguments, m
         getattr(index, method)(*arguments)
     with pytest.raises(ValueError, match="cannot change after building"):
         index.tune(nprobe=3)
-    assert is_right(index)
+    assert (index.search(QUERIES, 10)[0] == ORDER[:, :10]).all()
     assert index.search(np.empty((0, DIM)), 3)[0].shape == (0, 3)
 
 
@@ -290,12 +274,12 @@ def test_a_saved_index_is_loaded_from_what_was_verified(built, options, tmp_path
         ({"backend": "scann"}, "unknown backend 'scann'"),
         ({"options": {"uri": "evil.db"}}, "wants to say where to connect"),
         ({"options": {"hook": "x"}}, r"milvus has no option \['hook'\]"),
-        ({"elsewhere": True}, "live elsewhere, in a Milvus; say where by uri="),
+        ({}, "live elsewhere, in a Milvus; say where by uri="),
     ],
 )
 def test_a_crafted_manifest_chooses_nothing(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with write_folder("index", "index", {"backend": "milvus", "dim": DIM, "options": {}, "elsewhere": False} | change):
+    with write_folder("index", "index", {"backend": "milvus", "dim": DIM, "options": {}} | change):
         pass
     with pytest.raises(ValueError, match=message):
         load_index("index")
@@ -354,7 +338,6 @@ def test_milvus_leaves_other_collections_alone(built, tmp_path):
 
 
 def test_measure_reports_what_it_says(built):
-    assert recall(np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 1, 9], [7, 8, 9]])) == pytest.approx(1 / 3)
     figures = measure(built(), QUERIES, ORDER[:, :10])
     assert figures["recall@10"] == 1.0
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] < 1000
@@ -362,7 +345,7 @@ def test_measure_reports_what_it_says(built):
 
 
 def test_enlarged_vectors_keep_their_neighbourhoods(rng):
-    vectors = by_unit(rng.normal(size=(30, 64))).astype(np.float32)
+    vectors = normalize(rng.normal(size=(30, 64))).astype(np.float32)
     large = enlarge(vectors, 2000, seed=3)
     np.testing.assert_allclose(np.linalg.norm(large, axis=1), np.ones(2000), atol=1e-5)
     assert (large == enlarge(vectors, 2000, seed=3)).all()
@@ -373,9 +356,8 @@ def test_enlarged_vectors_keep_their_neighbourhoods(rng):
 
 def test_the_notebook_builds_what_the_helper_ships():
     found = notebook_definitions("06", "exact_search", "recall_at_k")
-    theirs = found["exact_search"](by_unit(QUERIES.astype(np.float32)), by_unit(VECTORS), IDS, 7)
+    theirs = found["exact_search"](normalize(QUERIES.astype(np.float32)), normalize(VECTORS), IDS, 7)
     ours = build_index(VECTORS, IDS).search(QUERIES, 7)
-    assert (theirs[0] == ours[0]).all()
-    np.testing.assert_allclose(theirs[1], ours[1], atol=1e-6)
-    other = np.roll(ours[0], 1, axis=0)
-    assert found["recall_at_k"](other, ours[0]) == pytest.approx(recall(other, ours[0]))
+    np.testing.assert_allclose(theirs, ours, atol=1e-6)
+    other = np.array([[3, 1, 9], [7, 8, 9]]), np.array([[1, 2, 3], [4, 5, 6]])
+    assert found["recall_at_k"](*other) == recall(*other) == pytest.approx(1 / 3)

@@ -7,9 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,27 +15,26 @@ from conftest import ROOT, notebook_definitions
 from test_onnx_export import make_model
 
 from dssm_helpers import serving
-from dssm_helpers.data import EncodedData, Split
+from dssm_helpers.data import EncodedData
 from dssm_helpers.evaluation import TwoTowerScorer, top_k
 from dssm_helpers.files import file_digest, read_manifest, write_folder
-from dssm_helpers.model import DSSM
 from dssm_helpers.serving import Recommender, export_bundle
 
 NEW_ITEM = {"title": "A New Film (1998)", "genres": "Action|Comedy", "year": 1998}
 
 
 @pytest.fixture(scope="module")
-def model(data: EncodedData) -> DSSM:
+def model(data):
     return make_model(data, max_history=10)
 
 
 @pytest.fixture(scope="module")
-def bundle(model: DSSM, data: EncodedData, split: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(model, data, split, tmp_path_factory):
     return export_bundle(tmp_path_factory.mktemp("serving") / "bundle", model, data, split.train)
 
 
 @pytest.fixture
-def quick_export(bundle, model, data, split, tmp_path, monkeypatch) -> Callable[..., Path]:
+def quick_export(bundle, model, data, split, tmp_path, monkeypatch):
     """Export the same model again without running the exporter again."""
     monkeypatch.setattr(
         "dssm_helpers.serving.export_onnx",
@@ -47,23 +44,31 @@ def quick_export(bundle, model, data, split, tmp_path, monkeypatch) -> Callable[
 
 
 @pytest.fixture
-def recommender(bundle: Path) -> Recommender:
+def recommender(bundle):
     return Recommender.load(bundle)
 
 
-def raw_request(data: EncodedData, position: int) -> tuple[int, list[int]]:
+def raw_request(data, position):
     user = data.vocabularies["user_id"].decode([data.user[position]])[0]
     return user, data.vocabularies["item_id"].decode(data.history(position))
 
 
+@pytest.fixture
+def requests(data, split):
+    return [raw_request(data, position) for position in split.test[:5]]
+
+
+def answers(recommender, requests):
+    return [recommender.recommend(*request).item_ids for request in requests]
+
+
 def test_served_answers_are_the_evaluated_ones(recommender, model, data, split, batches):
     items, scores = top_k(TwoTowerScorer(model, batches), data, split.test, 5)
-    for position, row, cosine in zip(split.test, items, scores, strict=True):
+    for position, row, cosines in zip(split.test, items, scores, strict=True):
         answer = recommender.recommend(*raw_request(data, position), k=5)
         assert answer.item_ids == data.vocabularies["item_id"].decode(row)
         assert answer.titles == [data.titles[i] for i in row]
-        assert answer.scores == pytest.approx(cosine, abs=1e-5)
-        assert answer.basis == "user"
+        assert answer.scores == pytest.approx(cosines, abs=1e-5)
 
 
 def test_the_history_is_oldest_first_and_only_the_latest_reach_the_tower(recommender, data):
@@ -89,12 +94,9 @@ def test_ids_titles_and_numpy_values_mean_the_same(recommender, data):
         (1, False, "user", ()),
         ({"user_id": 1, "zip": "?"}, False, "user", ("zip '?'",)),
         (10**9, True, "history", (f"user_id {10**9}",)),
-        (None, True, "history", ()),
         ({"gender": "F"}, False, "demographics", ()),
         ({"age": 33, "gender": None, "zip": float("nan"), "occupation": ""}, False, "demographics", ()),
         ({"gender": "X"}, False, "popularity", ("gender 'X'",)),
-        (10**9, False, "popularity", (f"user_id {10**9}",)),
-        ({}, False, "popularity", ()),
         (None, False, "popularity", ()),
     ],
 )
@@ -139,17 +141,16 @@ def test_seeing_nearly_everything_leaves_the_rest(recommender):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"history": ["Generated film 1"]}, r"no item is called 'Generated film 1'; did you mean 'Generated film 1"),
+        ({"history": ["Generated film 1"]}, "no item is called 'Generated film 1'; did you mean 'Generated film 1"),
         ({"history": ["qqq"]}, "nothing is spelled like it"),
         ({"history": "Generated film 1"}, "history is a list"),
         ({"history": 3}, "history is a list"),
         ({"history": [1.5]}, "history: expected text or a whole number, got 1.5"),
-        ({"history": [True]}, "expected text or a whole number, got True"),
         ({"user": {"sex": "F"}}, "no field 'sex'; the fields are user_id, gender, age, occupation, zip"),
         ({"user": "1"}, "user_id: expected a whole number, got '1'"),
         ({"user": {"age": "old"}}, "age: expected a number, got 'old'"),
         ({"user": {"age": -3}}, "age: expected between 0 and 130, got -3"),
-        ({"k": 0}, "k must be between 1 and 120, the number of items; got 0"),
+        ({"k": 0}, "k must be between 1 and 120"),
         ({"k": 121}, "k must be between 1 and 120"),
         ({"k": 2.5}, "k: expected a whole number, got 2.5"),
         ({"history": ["x" * 100_000]}, r"no item is called 'x{30,40}\.\.\.x{30,40}'; nothing"),
@@ -167,10 +168,9 @@ def test_a_title_with_two_ids_stands_for_the_more_rated_and_excludes_both(quick_
     titles[rare] = titles[common]
     twins = EncodedData(**{**data.__dict__, "titles": titles})
     recommender = Recommender.load(quick_export(twins))
-    ids = data.vocabularies["item_id"].decode([common, rare])
     request = recommender.encode(history=[titles[common]])
     assert request.batch["history"].tolist() == [[common]]
-    assert request.seen == set(ids)
+    assert request.seen == set(data.vocabularies["item_id"].decode([common, rare]))
 
 
 def test_every_file_is_listed_and_damage_is_refused_by_name(bundle, tmp_path):
@@ -201,9 +201,7 @@ def test_a_rebuilt_vocabulary_is_refused_beside_an_old_tower_in_a_sound_folder(b
         Recommender.load(tmp_path / "bundle")
 
 
-def test_what_happens_to_the_folder_after_its_digests_were_compared_does_not_matter(
-    bundle, recommender, tmp_path, monkeypatch
-):
+def test_a_folder_that_goes_after_its_digests_were_compared_is_no_matter(bundle, recommender, tmp_path, monkeypatch):
     def read_and_lose(path, kind):
         manifest = read_manifest(path, kind)
         shutil.rmtree(path)
@@ -214,19 +212,16 @@ def test_what_happens_to_the_folder_after_its_digests_were_compared_does_not_mat
     assert lost.recommend(1, [2, 3]) == recommender.recommend(1, [2, 3])
 
 
-@pytest.mark.usefixtures("quick_export")
-def test_a_failed_export_leaves_the_good_bundle_and_other_files(bundle, model, data, split, tmp_path):
-    copy = shutil.copytree(bundle, tmp_path / "copy")
+def test_a_failed_export_leaves_the_good_bundle_and_other_files(quick_export, tmp_path):
+    path = quick_export()
     with pytest.raises(ValueError, match="unknown backend"):
-        export_bundle(copy, model, data, split.train, backend="nearest")
-    assert len(Recommender.load(copy).recommend(1, k=3)) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
-    export_bundle(copy, model, data, split.train)
-    (copy / "thesis.txt").write_text("years of work")
+        quick_export(backend="nearest")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    (path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match=r"holds other files \(thesis.txt\)"):
-        export_bundle(copy, model, data, split.train)
-    assert len(Recommender.load(copy).recommend(1, k=3)) == 3
-    assert (copy / "thesis.txt").read_text() == "years of work"
+        quick_export()
+    assert len(Recommender.load(path).recommend(1, k=3)) == 3
+    assert (path / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_bundle_answers_where_torch_and_pandas_cannot_be_imported(bundle, recommender):
@@ -238,41 +233,33 @@ def test_a_bundle_answers_where_torch_and_pandas_cannot_be_imported(bundle, reco
         "print(r.recommend({'user_id': 3, 'age': 40}, [4, 5, 6], k=6).item_ids)\n"
         "r.add_item(5000, 'A New Film (1998)', genres='Action', year=1998)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(bundle)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == recommender.recommend({"user_id": 3, "age": 40}, [4, 5, 6], k=6).item_ids
+    found = subprocess.check_output([sys.executable, "-c", code, str(bundle)], cwd=ROOT, timeout=120)
+    assert json.loads(found) == recommender.recommend({"user_id": 3, "age": 40}, [4, 5, 6], k=6).item_ids
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"backend": "annoy", "search_k": 100_000},
+        {"backend": "faiss", "kind": "flat"},
         {"backend": "faiss", "kind": "hnsw"},
         {"backend": "milvus"},
     ],
 )
-def test_every_backend_serves_the_same_and_takes_new_movies(quick_export, recommender, data, split, options):
+def test_every_backend_serves_the_same_and_takes_new_movies(quick_export, recommender, requests, options):
     path = quick_export(**options)
     other = Recommender.load(path)
-    for position in split.test[:5]:
-        request = raw_request(data, position)
-        assert other.recommend(*request).item_ids == recommender.recommend(*request).item_ids
+    assert answers(other, requests) == answers(recommender, requests)
     vector = other.add_item(5000, **NEW_ITEM)
     assert other.index.search(vector, 1)[0].tolist() == [[5000]]
     assert Recommender.load(path).index.search(vector, 1)[0].tolist() != [[5000]]  # the files are untouched
 
 
-def test_any_bundle_is_served_from_milvus_by_uri_and_nothing_there_is_deleted(
-    bundle, recommender, data, split, tmp_path
-):
+def test_any_bundle_is_served_from_milvus_by_uri_and_nothing_there_is_deleted(bundle, recommender, requests, tmp_path):
     uri = str(tmp_path / "movies.db")
     first = Recommender.load(bundle, uri=uri)
     assert first.index.options["collection"] == f"items_{file_digest(bundle / 'item_vectors.npy')[:12]}"
-    for position in split.test[:5]:
-        request = raw_request(data, position)
-        assert first.recommend(*request).item_ids == recommender.recommend(*request).item_ids
+    assert answers(first, requests) == answers(recommender, requests)
     vector = first.add_item(5000, **NEW_ITEM)
     first.index.close()
     second = Recommender.load(bundle, uri=uri)  # another server starts
@@ -280,28 +267,21 @@ def test_any_bundle_is_served_from_milvus_by_uri_and_nothing_there_is_deleted(
     assert "item 5000" in second.recommend(1, k=120).titles  # of which this server knows only the id
 
 
-def test_a_milvus_bundle_fills_its_collection_once_and_elsewhere_only_if_missing(
-    quick_export, recommender, tmp_path, monkeypatch
-):
-    fills, build = [], serving.build_index
-    monkeypatch.setattr(serving, "build_index", lambda *a, **kw: fills.append(kw["uri"]) or build(*a, **kw))
-    here, there = str(tmp_path / "here.db"), str(tmp_path / "there.db")
-    path = quick_export(backend="milvus", uri=here)
-    expected = recommender.recommend(1, [2, 3]).item_ids
+def test_a_milvus_bundle_fills_its_collection_once(quick_export, recommender, requests, tmp_path, monkeypatch):
+    path = quick_export(backend="milvus", uri=str(tmp_path / "here.db"))
     with pytest.raises(ValueError, match="say where by uri="):  # no address is ever taken from a file
         Recommender.load(path)
-    for uri in (here, there):
-        assert Recommender.load(path, uri=uri).recommend(1, [2, 3]).item_ids == expected
-    assert fills == [here, there]
+    for place, build in (("elsewhere.db", serving.build_index), ("here.db", None)):
+        monkeypatch.setattr(serving, "build_index", build)
+        assert answers(Recommender.load(path, uri=str(tmp_path / place)), requests) == answers(recommender, requests)
 
 
 def test_uri_and_token_reach_a_server(bundle, monkeypatch):
     calls = []
     monkeypatch.setattr(serving, "build_index", lambda *a, **options: calls.append(options))
-    Recommender.load(bundle, uri="http://milvus:19530", token="user:secret")
-    (options,) = calls
-    assert options.pop("collection").startswith("items_")
-    assert options == {"backend": "milvus", "uri": "http://milvus:19530", "token": "user:secret"}
+    server = {"uri": "http://milvus:19530", "token": "user:secret"}
+    Recommender.load(bundle, **server)
+    assert server.items() <= calls[0].items()
 
 
 def test_a_new_movie_has_the_vector_of_an_unknown_id_and_is_found_at_once(recommender, model, data):
@@ -314,10 +294,8 @@ def test_a_new_movie_has_the_vector_of_an_unknown_id_and_is_found_at_once(recomm
         assert vector == pytest.approx(model.item_tower(batch)[0].numpy(), abs=1e-5)
     assert recommender.index.search(vector, 1)[0].tolist() == [[5000]]
     assert 5000 not in before.ids  # a request in another thread keeps what it started with
-    assert recommender.titles[5000] == "A New Film (1998)"
     assert 5000 not in recommender.recommend(history=["a new film (1998)"], k=121).item_ids
     assert recommender.recommend(k=121).item_ids[-1] == 5000
-    assert len(recommender.recommend(1, k=121)) == 121
 
 
 def test_adding_again_replaces_also_the_title(recommender):
@@ -328,7 +306,6 @@ def test_adding_again_replaces_also_the_title(recommender):
     assert recommender.encode(history=["Renamed (1990)"]).seen == {5000}
     with pytest.raises(ValueError, match="no item is called"):
         recommender.encode(history=["A New Film (1998)"])
-    assert len(recommender.recommend(k=121)) == 121
 
 
 @pytest.mark.parametrize(
@@ -354,9 +331,7 @@ def test_unknown_genres_and_years_count_as_unknown(recommender):
     assert one == pytest.approx(recommender.add_item(5001, "B", genres=["?"], year=3000), abs=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"backend": "exact"}, {"backend": "faiss", "kind": "flat"}])
-def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(quick_export, monkeypatch, options):
-    recommender = Recommender.load(quick_export(**options))
+def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(recommender, monkeypatch):
     build = serving.build_index  # slow enough for the other threads to get in between
     monkeypatch.setattr(serving, "build_index", lambda *a, **kw: time.sleep(0.003) or build(*a, **kw))
 
@@ -389,8 +364,7 @@ def test_the_notebook_builds_the_same(recommender, data, split):
 
 
 @pytest.mark.parametrize(
-    ("asked", "session", "expected"),
-    [("", "", False), ("", "lab", True), ("0", "lab", False), ("1", "", True)],
+    ("asked", "session", "expected"), [("", "", False), ("", "lab", True), ("0", "lab", False), ("1", "", True)]
 )
 def test_the_form_appears_only_where_somebody_can_click(recommender, monkeypatch, asked, session, expected):
     notebook = notebook_definitions("09", "live_front_end", "form")

@@ -60,10 +60,9 @@ def columns_of(tower, batch):
 
 def test_one_call_draws_and_writes_valid_files(model, batch, only_pure, tmp_path):
     drawing = visualize_model(model, batch, save_dir=tmp_path / "new", name="towers")
-    assert set(drawing.files) == {"svg", "png"}
+    assert set(drawing.files.values()) == set((tmp_path / "new").iterdir())
     assert ElementTree.parse(tmp_path / "new" / "towers.svg").getroot().tag.endswith("svg")
     assert (tmp_path / "new" / "towers.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["towers.png", "towers.svg"]
     svg, described = drawing._repr_svg_()
     assert svg.startswith("<svg ")
     assert "user_id" in described["alt"]
@@ -128,9 +127,9 @@ def test_dot_of_the_system_comes_first_and_gets_the_pdf(model, batch, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"formats": ("svg", "pdf")}, r"PDF needs Graphviz' own `dot`[\s\S]*apt-get install graphviz"),
-        ({"formats": ("gif",)}, "svg, png, pdf.*gif"),
-        ({"depth": 0}, "at least 1.*got 0"),
+        ({"formats": ("svg", "pdf")}, "PDF needs"),
+        ({"formats": ("gif",)}, "svg, png, pdf"),
+        ({"depth": 0}, "at least 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(model, batch, only_pure, tmp_path, arguments, message):
@@ -180,9 +179,8 @@ def test_pca_is_the_projection_of_greatest_variance(blobs):
 
 
 def test_labels_do_not_cover_each_other(rng):
-    ax = plt.subplots()[1]
-    points = rng.random((200, 2))
-    draw_map(ax, points, np.full(200, ""), {row: f"Film number {row}" for row in range(200)})
+    labels = {row: f"Film number {row}" for row in range(200)}
+    ax = draw_map(plt.subplots()[1], rng.random((200, 2)), np.full(200, ""), labels)
     boxes = [text.get_window_extent() for text in ax.texts]
     assert len(boxes) == 12
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
