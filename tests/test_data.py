@@ -45,6 +45,7 @@ def with_ties(seed: int) -> MovieLens:
     tables = synthetic(800, n_users=40, n_movies=150, seed=seed)
     ratings = tables.ratings.sample(frac=1, random_state=seed)
     ratings["timestamp"] = np.random.default_rng(seed).integers(0, 25, len(ratings))
+    ratings.loc[ratings["user_id"] == 4, "timestamp"] = 18  # between the two moments, without a past
     few = ratings["user_id"].isin([1, 2, 3])
     short = pd.concat([ratings[ratings["user_id"] == 1].iloc[:1], ratings[ratings["user_id"] == 2].iloc[:2]])
     return replace(tables, ratings=pd.concat([ratings[~few], short]).reset_index(drop=True))
