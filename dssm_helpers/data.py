@@ -29,8 +29,7 @@ class EncodedData:
         user, item: ``[N]`` int32, vocabulary indices. timestamp: ``[N]`` int64.
         offsets: ``[U + 1]`` int64; user ``u``'s rows are ``offsets[u]:offsets[u + 1]``.
         vocabularies: by column name; the keys are ``"user_id"`` and ``"item_id"``, whatever the tables call them.
-        user_columns: name → ``[U]`` or ``[U, G]`` int64, row = user index (rows 0 and 1: padding, unknown user).
-        item_columns: name → ``[I]`` or ``[I, G]`` int64, row = item index (likewise).
+        user_columns, item_columns: name → ``[U]`` or ``[U, G]`` int64, row = index (0 and 1: padding, unknown).
         titles: item index → title.
         n_users, n_items: rows of a table, padding and unknown included.
     """
@@ -90,9 +89,8 @@ def encode(
     The tables have the columns of ``schema``, times as whole numbers. Without ``users`` or ``items`` there are the
     distinct ids and no columns of that side.
 
-    Raises:
-        ValueError: a missing column, an empty table, missing values, a time that is no whole number, a duplicate key,
-            an interaction whose user or item is not in its table. The message says which rows and what to do.
+    A missing column or value, an empty table, a duplicate key, or an interaction whose user or item is not in its table
+    is a ``ValueError`` that says which rows and what to do.
     """
     schema = schema or Schema()
     _check("interactions", interactions, [schema.user, schema.item, schema.time])

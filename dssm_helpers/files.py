@@ -35,10 +35,8 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
 def write_folder(path: str | Path, kind: str, fields: Mapping[str, Any]) -> Iterator[Path]:
     """Yield an empty temporary folder; when the block ends, give it a manifest and put it in the place of ``path``.
 
-    ``kind`` is what the folder is, for example ``"index"``. ``fields`` may be filled inside the block.
-
-    Raises:
-        FileExistsError: ``path`` is a file, a link, or a folder with files that no manifest lists: they would be lost.
+    ``kind`` is what the folder is, for example ``"index"``. ``fields`` may be filled inside the block. If ``path`` is a
+    file, a link, or a folder with files that no manifest lists, they would be lost: that is a ``FileExistsError``.
     """
     with _hidden_beside(Path(path)) as temporary:
         temporary.mkdir()
@@ -65,11 +63,7 @@ class Manifest:
 
 
 def read_manifest(path: str | Path, kind: str) -> Manifest:
-    """Read a folder that :func:`write_folder` wrote; every file and the manifest itself are compared.
-
-    Raises:
-        FileNotFoundError, ValueError: a file is missing or altered (it is named), or another kind or format.
-    """
+    """Read what :func:`write_folder` wrote. A FileNotFoundError or ValueError names what is missing or altered."""
     return _patiently(lambda: _verified(Path(path), _read(Path(path)), kind))
 
 

@@ -95,9 +95,7 @@ def load_movielens(
 ) -> MovieLens:
     """``"ml-100k"`` or ``"ml-1m"``, fetched into ``folder`` on first use, or ``"synthetic"`` of some size.
 
-    Raises:
-        ValueError: unknown name, or a size for a data set that has its own.
-        DataUnavailable: every source failed.
+    If every source fails, :class:`DataUnavailable` says why and what to do.
     """
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; choose one of {', '.join(DATASETS)}")

@@ -52,11 +52,7 @@ class Column:
         return replace(self, bins=tuple(np.unique(np.floor(tenths)).astype(int).tolist()))
 
     def normalise(self, values: Iterable) -> np.ndarray:
-        """Raw values ``[n]`` to categories ``[n]``, text or int64 (a list column: each of its entries alone).
-
-        Raises:
-            ValueError: something that is no number, or outside ``limits``, in a column of numbers.
-        """
+        """Raw values ``[n]`` to categories ``[n]``, text or int64 (a list column: each of its entries alone)."""
         values = list(values)
         if self.kind == "number":
             low, high = self.limits or (-np.inf, np.inf)

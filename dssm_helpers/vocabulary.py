@@ -62,8 +62,7 @@ class Vocabulary:
     def encode(self, values: Iterable) -> np.ndarray:
         """Indices of ``values``, int64, the same shape; what was not seen at fit time becomes 1.
 
-        Raises:
-            ValueError: text given to a vocabulary of integers or the reverse. Silently, every value would be unknown.
+        Text for integers, or the reverse, is a ``ValueError``: silently, every value would be unknown.
         """
         array = np.asarray(values)
         sample = next((v for v in array.flat if v is not None), None)

@@ -30,12 +30,13 @@ def write(path: Path, kind: str = "file", error: BaseException | None = None, te
 
 
 def test_writes_and_leaves_nothing_else(tmp_path):
-    with write_atomically(tmp_path / "new" / "a.txt") as temporary:
-        assert temporary.is_relative_to(tmp_path / "new")  # the same file system, so that the rename is atomic
+    path = tmp_path / "new" / "a.txt"
+    with write_atomically(path) as temporary:
+        assert temporary.is_relative_to(path.parent)  # the same file system, so that the rename is atomic
         temporary.write_text("hello")
-        assert not (tmp_path / "new" / "a.txt").exists()
-    assert (tmp_path / "new" / "a.txt").read_text() == "hello"
-    assert names(tmp_path / "new") == ["a.txt"]
+        assert not path.exists()
+    assert path.read_text() == "hello"
+    assert names(path.parent) == ["a.txt"]
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
@@ -49,17 +50,14 @@ def test_an_error_keeps_the_old_content(tmp_path, error, kind):
     assert names(tmp_path) == ["thing"]
 
 
-def test_a_file_never_replaces_a_folder(tmp_path):
-    (tmp_path / "x").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write(tmp_path / "x")
-    assert names(tmp_path) == ["x"]
-
-
 def test_a_folder_says_what_it_is_and_gives_its_bytes(tmp_path):
     write(tmp_path / "x", "folder")
     with write_folder(tmp_path / "outer", "outer", {}) as folder:
         write(folder / "inner", "folder", text="deep")
+    with pytest.raises(FileNotFoundError, match="make one first, or check the path"):
+        read_manifest(tmp_path / "y", "thing")
+    with pytest.raises(ValueError, match="holds a thing, not a bundle"):
+        read_manifest(tmp_path / "x", "bundle")
     manifest = read_manifest(tmp_path / "x", "thing")
     assert manifest.fields == {"says": "new"}
     assert manifest.files == {"a": b"new", "b": b"new"}
@@ -81,19 +79,19 @@ def test_a_strangers_file_in_a_folder_is_never_deleted(tmp_path, manifest):
     with pytest.raises(FileExistsError, match=r"holds other files \(.*\); choose a folder of its own"):
         write(path, "folder")
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
-    assert names(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("what", ["file", "link"])
-def test_a_folder_replaces_no_file_and_no_link(tmp_path, what):
-    write(tmp_path / "there", "file" if what == "file" else "folder")
-    path = tmp_path / "there"
-    if what == "link":
-        path = tmp_path / "link"
-        path.symlink_to(tmp_path / "there")
-    with pytest.raises(FileExistsError, match="holds other files"):
-        write(path, "folder", text="other")
-    assert path.is_symlink() == (what == "link")
+def test_a_folder_replaces_no_file_and_no_link_and_a_file_no_folder(tmp_path):
+    write(tmp_path / "file")
+    write(tmp_path / "folder", "folder")
+    with pytest.raises(IsADirectoryError):
+        write(tmp_path / "folder")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    for name in ("file", "link"):
+        with pytest.raises(FileExistsError, match="holds other files"):
+            write(tmp_path / name, "folder")
+    assert (tmp_path / "file").is_file()
+    assert (tmp_path / "link").is_symlink()
 
 
 HARMS = {  # file, its new content or what to replace in it, the error
@@ -124,14 +122,6 @@ def test_damage_is_refused_by_name_and_can_be_written_over(tmp_path, harm):
         assert read_manifest(tmp_path / "x", "thing").fields == {"says": "new"}
 
 
-def test_nothing_or_another_kind_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no thing at .*x .*; make one first, or check the path"):
-        read_manifest(tmp_path / "x", "thing")
-    write(tmp_path / "x", "folder")
-    with pytest.raises(ValueError, match="holds a thing, not a bundle"):
-        read_manifest(tmp_path / "x", "bundle")
-
-
 def test_readers_and_writers_of_one_folder_see_the_old_or_the_new_and_never_fail(tmp_path):
     path, stop, seen = tmp_path / "x", threading.Event(), set()
     write(path, "folder", text="0")
@@ -149,8 +139,7 @@ def test_readers_and_writers_of_one_folder_see_the_old_or_the_new_and_never_fail
         readers, writers = [pool.submit(read) for _ in range(2)], [pool.submit(write_often) for _ in range(2)]
         wait(writers)
         stop.set()
-    for done in (*readers, *writers):
-        done.result()
+    assert not any(done.exception() for done in (*readers, *writers))
     assert seen == {("0", "0", "0"), ("1", "1", "1")}
     assert names(tmp_path) == ["x"]
 
@@ -198,8 +187,6 @@ def test_a_file_in_place_of_the_folder(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
 def test_full_or_forbidden_disk_says_what_to_do(tmp_path, code):
-    with pytest.raises(OSError, match="free some space, or point DSSM_DATA_DIR") as caught:
+    with pytest.raises(OSError, match=f"free some space, or point DSSM_DATA_DIR .*{tmp_path}") as caught:
         write(tmp_path / "a.txt", error=OSError(code, "the disk's words"))
     assert caught.value.errno == code
-    assert str(tmp_path) in str(caught.value)
-    assert names(tmp_path) == []

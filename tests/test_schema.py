@@ -37,10 +37,10 @@ def test_a_list_is_split_at_its_separator_or_taken_as_it_is():
     assert COLUMNS["gender"].split("F|M") == ["F|M"]  # no list
 
 
-@pytest.mark.parametrize(("change", "message"), [({"kind": "text"}, "kind 'text'"), ({"side": "x"}, "side 'x'")])
-def test_unknown_kinds_and_sides_are_refused(change, message):
+@pytest.mark.parametrize(("side", "kind", "message"), [("user", "text", "kind 'text'"), ("x", "list", "side 'x'")])
+def test_unknown_kinds_and_sides_are_refused(side, kind, message):
     with pytest.raises(ValueError, match=f"unknown {message}; choose from"):
-        Column(**{"name": "c", "side": "user", **change})
+        Column("c", side, kind)
 
 
 def test_a_schema_survives_json_():

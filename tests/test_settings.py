@@ -19,11 +19,15 @@ def unset(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_number_of_seeds(monkeypatch):
-    assert seeds() == [0, 1, 2]
-    for text, expected in (("", [0, 1, 2]), ("1", [0]), ("5", [0, 1, 2, 3, 4])):
-        monkeypatch.setenv("DSSM_SEEDS", text)
-        assert seeds() == expected
+@pytest.mark.parametrize(
+    ("function", "default", "cases"),
+    [(seeds, [0, 1, 2], {"": [0, 1, 2], "1": [0], "2": [0, 1]}), (strict, False, {"": False, "0": False, "1": True})],
+)
+def test_numbers_from_the_environment(monkeypatch, function, default, cases):
+    assert function() == default
+    for text, expected in cases.items():
+        monkeypatch.setenv(f"DSSM_{function.__name__.upper()}", text)
+        assert function() == expected
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "²", " "])
@@ -33,14 +37,7 @@ def test_nonsense_for_the_number_of_seeds_is_refused(monkeypatch, text):
         seeds()
 
 
-def test_strict(monkeypatch):
-    assert not strict()
-    for text, expected in (("", False), ("0", False), ("1", True)):
-        monkeypatch.setenv("DSSM_STRICT", text)
-        assert strict() is expected
-
-
-def test_dataset_name_from_the_environment(monkeypatch):
+def test_dataset_name(monkeypatch):
     assert dataset_name() == "ml-100k"
     monkeypatch.setenv("DSSM_DATASET", "synthetic")
     assert dataset_name() == "synthetic"

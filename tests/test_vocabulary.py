@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,23 +10,15 @@ from conftest import notebook_definitions
 from dssm_helpers.vocabulary import FIRST, PADDING, UNKNOWN, Vocabulary, load_vocabularies, save_vocabularies
 
 
-@pytest.fixture(params=["integers", "text"])
-def vocabulary(request) -> Vocabulary:
-    values = [30, 10, 20, 10] if request.param == "integers" else ["b", "c", "a", "b"]
-    return Vocabulary.fit("column", values)
-
-
-def test_real_values_start_at_two(vocabulary):
+@pytest.mark.parametrize("values", [[30, 10, 20, 10], ["b", "c", "a", "b"]])
+def test_real_values_start_at_two_and_come_back_in_any_shape(values):
+    vocabulary = Vocabulary.fit("column", values)
     assert (PADDING, UNKNOWN, FIRST) == (0, 1, 2)
     assert vocabulary.encode(vocabulary.values).tolist() == [2, 3, 4]
     assert len(vocabulary) == 5
-
-
-def test_round_trip_in_any_shape(vocabulary):
     values = vocabulary.values[np.array([[0, 2], [1, 1]])]
     indices = vocabulary.encode(values)
-    assert indices.shape == (2, 2)
-    assert indices.dtype == np.int64
+    assert (indices.shape, indices.dtype) == ((2, 2), np.int64)
     assert vocabulary.decode(indices.ravel()) == values.ravel().tolist()
     assert vocabulary.decode([PADDING, UNKNOWN]) == [None, None]
     assert vocabulary.encode([]).dtype == np.int64
@@ -55,19 +45,15 @@ def test_text_for_numbers_is_refused(fitted, given):
 def test_fit_refuses_what_it_cannot_hold(values, message):
     with pytest.raises(ValueError, match=message):
         Vocabulary.fit("id", values)
-
-
-@pytest.mark.parametrize("values", [[2, 1], [1, 1]])
-def test_unsorted_values_are_refused(values):
     with pytest.raises(ValueError, match="sorted and unique"):
-        Vocabulary("id", values)
+        Vocabulary("id", [1, 1])
 
 
 def test_saved_as_json_and_read_back(tmp_path):
     path = tmp_path / "new.json"
     saved = {"id": Vocabulary.fit("id", [3, 1]), "title": Vocabulary.fit("title", ["Amélie", "Åse"])}
     save_vocabularies(saved, path)
-    assert json.loads(path.read_text(encoding="utf-8"))["title"] == ["Amélie", "Åse"]
+    assert "Amélie" in path.read_text(encoding="utf-8")
     loaded = load_vocabularies(path.read_bytes())
     assert {n: v.values.tolist() for n, v in loaded.items()} == {n: v.values.tolist() for n, v in saved.items()}
 
