@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..movielens import ARCHIVES
-from ..settings import data_dir
+from ..movielens import WHEEL
+from ..settings import DATASETS, data_dir
 from .runner import NOTEBOOKS, ROOT, notebook_paths
 
 PIP = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
@@ -53,7 +53,7 @@ def offline_kit(
     (target / "notebooks" / "data").mkdir(parents=True)
     for path in (*notebook_paths(), NOTEBOOKS / "glossary.md"):
         shutil.copy(path, target / "notebooks")
-    names = [name for data, archive in ARCHIVES.items() for name in (f"{data}.zip", *(archive.wheel or ())[:1])]
+    names = [*(f"{name}.zip" for name in DATASETS), WHEEL]
     found = [data_dir() / name for name in names if (data_dir() / name).exists()]
     for path in found:
         shutil.copy(path, target / "notebooks" / "data")

@@ -8,9 +8,9 @@ from statistics import median
 
 from ..data import encode, split_by_time
 from ..features import BatchBuilder
-from ..movielens import ARCHIVES, SCHEMA, load_movielens
+from ..movielens import SCHEMA, WHEEL, load_movielens
 from ..recipes import RECIPES, build_model
-from ..settings import artifacts_dir, data_dir
+from ..settings import DATASETS, artifacts_dir, data_dir
 from ..training import Trainer
 from .environment import check_environment
 from .runner import PUBLISHED
@@ -36,10 +36,8 @@ def check_machine() -> int:
     """Print what is here, what is missing, and an estimate for each notebook; 1 if something has to be mended."""
     report = check_environment()
     print(report)
-    there = [name for data in ARCHIVES for name in (data, f"{data}.zip") if (data_dir() / name).exists()]
-    there += [
-        archive.wheel[0] for archive in ARCHIVES.values() if archive.wheel and (data_dir() / archive.wheel[0]).exists()
-    ]
+    names = [*DATASETS, *(f"{name}.zip" for name in DATASETS), WHEEL]
+    there = [name for name in names if (data_dir() / name).exists()]
     print(f"\nData in {data_dir()}: {', '.join(there) or 'none yet; the first notebook fetches ml-100k (2 MB)'}")
     started = time.perf_counter()
     measured = epoch_seconds()
