@@ -23,7 +23,7 @@ def unfinished(x):
     ("answer", "said"),
     [
         (lambda x: x / 2 * (1 + 1e-7), "✓ halve it\n"),
-        (lambda x: np.divide(x, 2, out=np.asarray(x, float)), "✓ halve it\n"),  # writes into what it is given
+        (lambda x: np.multiply(x, 0, out=x) if np.ndim(x) else x / 2, "the answer for [1. 2.] is [0. 0.], expected"),
         (lambda x: 2 * x, "✗ halve it: the answer for 4 is 8, expected 2. You doubled it."),
         (lambda x: x, "✗ halve it: the answer for 4 is 4, expected 2. Divide by two."),
         (lambda x: 2, "the answer for [1. 2.] has shape (), expected (2,). Of an array each entry. Divide by two."),

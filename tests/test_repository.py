@@ -82,7 +82,7 @@ def test_what_contributing_names_is_there():
         assert places, change
         for file, name in places:
             for part in name.split("."):  # a definition: a class, a function, a field, a constant, a key of TOML
-                defined = rf"^ *((class|def) {part}\b|{part}(: .+)? = |{part}: )"
+                defined = rf"^( {{4}})?((class|def) {part}\b|{part}(: .+)? = |{part}: )"
                 assert re.search(defined, (ROOT / file).read_text(encoding="utf-8"), re.M), (change, file, name)
         assert all(file.startswith("tests/test_") and (ROOT / file).exists() for file in run.split()), change
 
