@@ -22,6 +22,7 @@ from .model import DSSM, FeatureEmbedding, evaluation_mode
 from .objectives import in_batch_loss, list_wise_loss
 from .vocabulary import PADDING, Vocabulary
 
+LONGEST = 100  # trigrams of a text that are read
 Tokens = Callable[[str], list[str]]
 
 
@@ -48,7 +49,7 @@ def fit_trigrams(texts: Sequence[str], least: int = 3, tokens: Tokens = text_tri
 
 
 def hashed(
-    texts: Sequence[str], vocabulary: Vocabulary, max_length: int = 50, tokens: Tokens = text_trigrams
+    texts: Sequence[str], vocabulary: Vocabulary, max_length: int = LONGEST, tokens: Tokens = text_trigrams
 ) -> Tensor:
     """Texts as trigram ids ``[N, L]``, 0 as padding and 1 for an unknown trigram; longer texts are cut."""
     rows = [tokens(text)[:max_length] for text in texts]
@@ -81,22 +82,19 @@ class LinearTanh(nn.Linear):
         return torch.tanh(super().forward(vector))
 
 
-def paper_model(vocabulary: Vocabulary, gamma: float = 10.0, dims: Sequence[int] = (300, 128), width: int = 300) -> DSSM:
+def paper_model(vocabulary: Vocabulary, gamma: float = 10.0, dims: Sequence[int] = (300, 128)) -> DSSM:
     """The paper's towers, query and document: trigrams → 300 → 300 → 128, tanh, cosine times gamma.
 
-    Initial weights are uniform within ±sqrt(6 / (fan in + fan out)), biases 0, as in the paper; the first layer has none.
+    Initial weights are uniform within ±sqrt(6 / (fan in + fan out)), as in the paper; the first layer has no bias.
     """
-    sides = [[SequenceFeature(name, len(vocabulary), width, "sum")] for name in ("query", "document")]
-    params = {"dims": list(dims), "activation": "tanh"}
+    size, params = len(vocabulary), {"dims": list(dims), "activation": "tanh"}
+    sides = [[SequenceFeature(name, size, 300, "sum", max_length=LONGEST)] for name in ("query", "document")]
     model = DSSM(*sides, params, params, temperature=1 / gamma)
     for tower, side in zip((model.user_tower, model.item_tower), sides, strict=True):
         tower.embedding = WordHashing(side)
         tower.mlp[-1] = LinearTanh(tower.mlp[-1].in_features, dims[-1])
         for weight in tower.parameters():
-            if weight.dim() == 2:
-                nn.init.xavier_uniform_(weight)
-            else:
-                nn.init.zeros_(weight)
+            nn.init.xavier_uniform_(weight) if weight.dim() == 2 else nn.init.zeros_(weight)
         tower.embedding.tables[side[0].name].weight.data[PADDING] = 0
     return model
 
@@ -122,6 +120,8 @@ def fit_pairs(
     for _ in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(queries), generator=generator).split(batch_size):
+            if len(rows) == 1:  # has no others in its batch
+                continue
             query, target = model.user_tower({"query": queries[rows]}), clicked[rows]
             if negatives is None:
                 document = model.item_tower({"document": documents[target]})

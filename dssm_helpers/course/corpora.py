@@ -74,7 +74,7 @@ def distinct(rows: Sequence[tuple[str, str]], documents: Sequence[str]) -> tuple
 
 
 def split_pairs(clicked: np.ndarray, n: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
-    """Rows to ``train``; ``n`` each for ``validation`` and ``test``; ``n`` ``unseen``, whose documents train nowhere."""
+    """Rows to ``train``, ``n`` each for ``validation``, ``test`` and ``unseen``, whose documents train nowhere."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(np.unique(clicked))
     held = np.isin(clicked, order[: len(order) // 20])  # a twentieth of the documents
