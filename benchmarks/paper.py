@@ -18,7 +18,7 @@ from sklearn.preprocessing import normalize
 from torch import nn
 
 from dssm_helpers import text as search
-from dssm_helpers.course.corpora import alternate_names, split_pairs
+from dssm_helpers.course.corpora import BM25, alternate_names, ranks_of, reciprocal_rank_fusion, split_pairs
 from dssm_helpers.evaluation import ndcg, paired_bootstrap
 from dssm_helpers.text import text_trigrams, words
 
@@ -49,7 +49,7 @@ def main() -> None:
 
     def keep(name: str, score, seconds: float = 0.0) -> None:
         scores = {part: score(rows[part]) for part in PARTS}
-        ranks[name] = {part: search.ranks_of(scores[part], clicked[rows[part]]) for part in PARTS}
+        ranks[name] = {part: ranks_of(scores[part], clicked[rows[part]]) for part in PARTS}
         found = {part: {k: round(float(ndcg(r, k).mean()), 4) for k in (1, 3, 10)} for part, r in ranks[name].items()}
         result["runs"][name] = {"seconds": round(seconds, 1), **found}
         write_json(FILE, result)
@@ -68,7 +68,7 @@ def main() -> None:
         seconds, towards = time.process_time() - began, search.vectors(model, shown, "document").T
         return (lambda at: search.vectors(model, queries[at]) @ towards), seconds
 
-    grams = search.BM25(documents, text_trigrams)
+    grams = BM25(documents, text_trigrams)
     for name, tokens in {"words": words, "trigrams": text_trigrams}.items():
         tfidf = TfidfVectorizer(analyzer=tokens, sublinear_tf=True).fit(documents)
         matrix = tfidf.transform(documents)
@@ -76,14 +76,14 @@ def main() -> None:
     lsa = TruncatedSVD(128, random_state=0).fit(matrix)
     concepts = normalize(lsa.transform(matrix)).T
     keep("LSA, trigrams", lambda at: lsa.transform(tfidf.transform(text[at])) @ concepts)
-    plain = search.BM25(documents)
+    plain = BM25(documents)
     keep("BM25, words", lambda at: plain(text[at]))
     keep("BM25, trigrams", lambda at: grams(text[at]))
     for name, settings in RUNS.items():
         score, seconds = train(**settings)
         keep(name, score, seconds)
         if name == "4 epochs":
-            keep("4 epochs + BM25, trigrams", lambda at: search.reciprocal_rank_fusion(score(at), grams(text[at])))  # noqa: B023
+            keep("4 epochs + BM25, trigrams", lambda at: reciprocal_rank_fusion(score(at), grams(text[at])))  # noqa: B023
     seeds = [name for name in RUNS if name.startswith("4 epochs")]
     for part in ("test", "unseen"):
         ours, bm25 = (np.array([ndcg(ranks[n][part]) for n in names]) for names in (seeds, ["BM25, trigrams"]))

@@ -1,6 +1,6 @@
 """Search as in the DSSM paper: words as letter trigrams, two towers, a query and a document (notebook 16).
 
-P.-S. Huang et al., CIKM 2013. Beside it BM25, the bar that a search has to clear.
+P.-S. Huang et al., CIKM 2013.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import sparse
-from sklearn.feature_extraction.text import CountVectorizer
 from torch import Tensor, nn
 
 from .features import SequenceFeature
@@ -147,31 +145,3 @@ def vectors(model: DSSM, ids: Tensor, side: str = "query") -> np.ndarray:
     tower = model.user_tower if side == "query" else model.item_tower
     with evaluation_mode(model):
         return torch.cat([tower({side: part}) for part in ids.split(2048)]).numpy()
-
-
-class BM25:
-    """Okapi BM25 over ``texts``; ``tokens`` makes words of a text, or trigrams (notebook 16, "The bar")."""
-
-    def __init__(self, texts: Sequence[str], tokens: Tokens = words, k1: float = 1.2, b: float = 0.75):
-        self.counter = CountVectorizer(analyzer=tokens)
-        counts = self.counter.fit_transform(texts).astype(np.float64).tocoo()  # [D, V]
-        found, length = np.bincount(counts.col), np.asarray(counts.sum(axis=1)).ravel()
-        idf = np.log1p((len(texts) - found + 0.5) / (found + 0.5))
-        soft = k1 * (1 - b + b * length / length.mean())[counts.row]
-        value = idf[counts.col] * counts.data * (k1 + 1) / (counts.data + soft)
-        self.weights = sparse.csr_matrix((value, (counts.row, counts.col)), counts.shape)
-
-    def __call__(self, queries: Sequence[str]) -> np.ndarray:
-        """Scores ``[Q, D]``."""
-        return (self.counter.transform(queries) @ self.weights.T).toarray()
-
-
-def ranks_of(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rank ``[Q]`` of each query's one right document among all, from scores ``[Q, D]``; ties count half."""
-    own = np.take_along_axis(scores, np.asarray(target)[:, None], axis=1)
-    return 1 + (scores > own).sum(axis=1) + 0.5 * ((scores == own).sum(axis=1) - 1)
-
-
-def reciprocal_rank_fusion(*scores: np.ndarray, k: int = 60) -> np.ndarray:
-    """One score ``[Q, D]`` of several searches: 1 / (k + rank), summed (G. V. Cormack et al., SIGIR 2009)."""
-    return sum(1 / (k + 1 + (-score).argsort(axis=1, kind="stable").argsort(axis=1)) for score in scores)

@@ -10,9 +10,17 @@ import pytest
 import torch
 
 from dssm_helpers import text as search
-from dssm_helpers.course.corpora import described, distinct, docstrings, split_pairs
+from dssm_helpers.course.corpora import (
+    BM25,
+    described,
+    distinct,
+    docstrings,
+    ranks_of,
+    reciprocal_rank_fusion,
+    split_pairs,
+)
 from dssm_helpers.onnx_export import OnnxTower, export_onnx
-from dssm_helpers.text import reciprocal_rank_fusion, text_trigrams, trigrams, vectors, words
+from dssm_helpers.text import text_trigrams, trigrams, vectors, words
 from dssm_helpers.vocabulary import UNKNOWN
 
 TEXTS = [f"{a}{b} town" for a in ("nor", "sud", "est", "wes", "ham") for b in ("burg", "dorf", "stad")]
@@ -78,12 +86,12 @@ def test_training_finds_the_pairs(model, options):
     optimizer = torch.optim.SGD(model.parameters(), lr=sgd) if sgd else None
     losses = search.fit_pairs(model, ids, ids, clicked, epochs=60, batch_size=8, optimizer=optimizer, **options)
     assert losses[-1] < 0.3 * losses[0]
-    assert search.ranks_of(vectors(model, ids) @ vectors(model, ids, "document").T, clicked).mean() < 1.5
+    assert ranks_of(vectors(model, ids) @ vectors(model, ids, "document").T, clicked).mean() < 1.5
 
 
 def test_bm25_against_its_formula():
     texts = ["red red car", "blue car", "a green and slow boat"]
-    score = search.BM25(texts, k1=1.2, b=0.75)(["red car"])[0]
+    score = BM25(texts, k1=1.2, b=0.75)(["red car"])[0]
     mean = (3 + 2 + 5) / 3
     idf = {"red": math.log1p(2.5 / 1.5), "car": math.log1p(1.5 / 2.5)}
     part = [2.2 * n / (n + 1.2 * (0.25 + 0.75 * 3 / mean)) for n in (2, 1)]
@@ -93,7 +101,7 @@ def test_bm25_against_its_formula():
 
 def test_ranks_count_ties_half_and_fusion_adds_reciprocal_ranks():
     scores = np.array([[3.0, 1, 1, 0], [0, 0, 0, 0]])
-    assert search.ranks_of(scores, [1, 2]).tolist() == [2.5, 2.5]
+    assert ranks_of(scores, [1, 2]).tolist() == [2.5, 2.5]
     fused = reciprocal_rank_fusion(np.array([[3.0, 2, 1]]), np.array([[10.0, 30, 20]]))
     np.testing.assert_allclose(fused, [[1 / 61 + 1 / 63, 1 / 62 + 1 / 61, 1 / 63 + 1 / 62]])
 

@@ -1,4 +1,4 @@
-"""Two corpora of queries and documents that need no download (notebook 16, "Queries and documents")."""
+"""Two corpora of queries and documents that need no download, and what a search is compared with (notebook 16)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
+from sklearn.feature_extraction.text import CountVectorizer
 
-from ..text import words
+from ..text import Tokens, words
 
 LIBRARIES = ("numpy", "scipy", "pandas", "sklearn", "matplotlib")
 
@@ -80,3 +82,31 @@ def split_pairs(clicked: np.ndarray, n: int = 2000, seed: int = 0) -> dict[str, 
     held = np.isin(clicked, order[: len(order) // 20])  # a twentieth of the documents
     unseen, rest = (rng.permutation(np.flatnonzero(part)) for part in (held, ~held))
     return {"train": rest[2 * n :], "validation": rest[:n], "test": rest[n : 2 * n], "unseen": unseen[:n]}
+
+
+class BM25:
+    """Okapi BM25 over ``texts``; ``tokens`` makes words of a text, or trigrams (notebook 16, "The bar")."""
+
+    def __init__(self, texts: Sequence[str], tokens: Tokens = words, k1: float = 1.2, b: float = 0.75):
+        self.counter = CountVectorizer(analyzer=tokens)
+        counts = self.counter.fit_transform(texts).astype(np.float64).tocoo()  # [D, V]
+        found, length = np.bincount(counts.col), np.asarray(counts.sum(axis=1)).ravel()
+        idf = np.log1p((len(texts) - found + 0.5) / (found + 0.5))
+        soft = k1 * (1 - b + b * length / length.mean())[counts.row]
+        value = idf[counts.col] * counts.data * (k1 + 1) / (counts.data + soft)
+        self.weights = sparse.csr_matrix((value, (counts.row, counts.col)), counts.shape)
+
+    def __call__(self, queries: Sequence[str]) -> np.ndarray:
+        """Scores ``[Q, D]``."""
+        return (self.counter.transform(queries) @ self.weights.T).toarray()
+
+
+def ranks_of(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Rank ``[Q]`` of each query's one right document among all, from scores ``[Q, D]``; ties count half."""
+    own = np.take_along_axis(scores, np.asarray(target)[:, None], axis=1)
+    return 1 + (scores > own).sum(axis=1) + 0.5 * ((scores == own).sum(axis=1) - 1)
+
+
+def reciprocal_rank_fusion(*scores: np.ndarray, k: int = 60) -> np.ndarray:
+    """One score ``[Q, D]`` of several searches: 1 / (k + rank), summed (G. V. Cormack et al., SIGIR 2009)."""
+    return sum(1 / (k + 1 + (-score).argsort(axis=1, kind="stable").argsort(axis=1)) for score in scores)

@@ -181,7 +181,7 @@ def times_markdown(results: dict) -> str:
         cells = nbformat.read(path, as_version=4).cells
         reading = re.search(r"\*\*Reading:\*\* (\d+)", cells[0].source)[1]
         seconds = results.get("notebook_seconds", {}).get(path.stem)
-        exercises = sum(len(re.findall(r"^#+ Exercise", cell.source, re.M)) for cell in cells)
+        exercises = sum(len(re.findall(r"^### Exercise \d", cell.source, re.M)) for cell in cells)
         lines.append(
             f"| {path.stem[:2]} {_title_and_promise(path)[0]} | {reading} | {seconds or 0:.0f} | {exercises} |"
         )

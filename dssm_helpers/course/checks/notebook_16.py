@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...text import reciprocal_rank_fusion, trigrams
+from ...text import trigrams
+from ..corpora import reciprocal_rank_fusion
 from . import Hint, close, exercise
 
 
