@@ -83,11 +83,12 @@ def lab(tmp_path_factory) -> Iterator[str]:
     ).stdout.strip().splitlines()[-1]  # fmt: skip
     python, *command = recipe.split()
     assert python.endswith("python")
-    settings = {"DSSM_DATASET": "synthetic", "DSSM_SEEDS": "1"}
+    settings = {**os.environ, "DSSM_DATASET": "synthetic", "DSSM_SEEDS": "1"}
+    settings.pop("DSSM_STRICT", None)  # exercises stand open, and one to debug is wrong as it stands
     settings["JUPYTERLAB_SETTINGS_DIR"] = str(tmp_path_factory.mktemp("settings"))
     address, log = f"http://127.0.0.1:{port}", FOLDER / "lab.log"
     with log.open("w") as file, subprocess.Popen(
-        [sys.executable, *command], cwd=FOLDER, env={**os.environ, **settings}, stdout=file, stderr=file
+        [sys.executable, *command], cwd=FOLDER, env=settings, stdout=file, stderr=file
     ) as server:  # fmt: skip
         for _ in range(240):
             assert server.poll() is None, log.read_text()

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import subprocess
+import sys
+import tomllib
 
+import nbformat
 import pytest
+from conftest import ROOT, notebook_paths
 
 from dssm_helpers.course import extras
+
+SETUP = nbformat.read(notebook_paths()[0], as_version=4).cells[1].source
 
 
 @pytest.fixture
@@ -52,3 +59,34 @@ def test_a_failed_installation_is_said_and_in_ci_it_fails(wheel_install, monkeyp
     monkeypatch.setenv("DSSM_STRICT", "1")
     with pytest.raises(RuntimeError, match="a-package-nobody-has"):
         extras.needs("retrieval")
+
+
+def set_up(folder, pip="raise SystemExit('pip ' + sys.argv[-1])"):
+    """Run the set-up cell in a folder, in an interpreter without any installed package; pip only says its name."""
+    (folder / "pip.py").write_text(f"import sys\n{pip}\n")
+    cell = SETUP.replace('"-m", "pip"', f"{str(folder / 'pip.py')!r}").replace(
+        "/content/drive/MyDrive", str(folder / "drive")
+    )
+    return subprocess.run([sys.executable, "-I", "-S", "-c", cell], cwd=folder, capture_output=True, text=True).stderr
+
+
+def test_the_set_up_cell_takes_the_clone_else_a_wheel_nearby_else_one_on_the_drive_else_says_what_to_do(tmp_path):
+    assert re.search(r"ImportError: No dssm_helpers.*make wheel.*Drive", set_up(tmp_path))
+    (tmp_path / "drive" / "lesson").mkdir(parents=True)
+    (tmp_path / "drive" / "lesson" / "dssm_helpers-2.0.0-py3-none-any.whl").touch()
+    assert "pip " in (said := set_up(tmp_path))
+    assert "lesson" in said
+    (tmp_path / "dssm_helpers-2.0.0-py3-none-any.whl").touch()
+    assert "lesson" not in set_up(tmp_path)
+    (tmp_path / "dssm_helpers").mkdir()
+    (tmp_path / "dssm_helpers" / "__init__.py").write_text("def seed_everything(seed): pass")
+    assert set_up(tmp_path) == ""  # the clone needs no pip
+
+
+def test_notebooks_ask_for_extras_that_there_are_and_the_first_six_for_none():
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for path in notebook_paths():
+        asked = re.findall(r"^needs\((.*)\)", nbformat.read(path, as_version=4).cells[2].source, re.M)
+        names = re.findall(r'"(\w+)"', ", ".join(asked))
+        assert set(names) <= known.keys(), path.stem
+        assert path.stem[:2] > "05" or not names, path.stem

@@ -6,10 +6,13 @@ jupyter-book needs older versions than JupyterLab, so it lives in an environment
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import nbformat
 
 from .runner import NOTEBOOKS, ROOT, notebook_paths
 
@@ -44,7 +47,12 @@ def build_book(target: Path = ROOT / "artifacts" / "book") -> Path:
         shutil.copy(SOURCE / name, target)
     paths = notebook_paths()
     for path in paths:
-        shutil.copy(path, target)
+        notebook = nbformat.read(path, as_version=4)
+        for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+            if "text/markdown" in output.get("data", {}):  # the book translates links of prose, not those of outputs
+                said = output.data["text/markdown"]
+                output.data["text/markdown"] = re.sub(r"(\]\(\w+)\.ipynb", r"\1.html", said)
+        nbformat.write(notebook, target / path.name)
     chapters = "".join(f"  - file: {name}\n" for name in [*(path.stem for path in paths[1:]), "glossary"])
     toc = f"format: jb-book\nroot: {paths[0].stem}\nchapters:\n{chapters}"
     (target / "_toc.yml").write_text(toc, encoding="utf-8")
