@@ -25,10 +25,16 @@ def test_the_table_has_a_row_for_every_part(monkeypatch):
     assert not env.installed("annoy") or env.Row("annoy against exact search", "they agree") in report
 
 
-def test_the_standard_library_is_enough_to_look(monkeypatch):
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from dssm_helpers.course.environment import check_environment; print(check_environment())",
+        "from dssm_helpers.course.commands import main; main(['environment'])",
+    ],
+)
+def test_the_standard_library_is_enough_to_look(monkeypatch, code):
     """``-S``: nothing that was installed can be imported (B1)."""
     monkeypatch.delenv("DSSM_STRICT", raising=False)
-    code = "from dssm_helpers.course.environment import check_environment; print(check_environment())"
     shown = subprocess.check_output([sys.executable, "-S", "-c", code], cwd=ROOT, text=True)
     assert re.search(r'\n\| packages: core \| torch missing.*\| `pip install "torch>=2.*` \|\n', shown)
 

@@ -26,7 +26,9 @@ LINE = "line of the file"  # the time where there is no other
 RESERVED = ("user_id", "item_id", "history")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; ``--help`` lists it."""
+    parser = argparse.ArgumentParser(prog="python -m dssm_helpers.course own", description=__doc__)
     add = parser.add_argument
     add("--interactions", nargs="+", required=True, metavar="FILE", help="CSV or Parquet, one file or several")
     add("--user", required=True, metavar="COLUMN", help="whose interaction it is")
@@ -43,10 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", type=int, default=1, help="trainings to average over (default 1; three to decide by)")
     add("--epochs", type=int, help="default: the course's")
     add("--k", type=int, default=10, help="items in the answer shown at the end (default 10)")
+    return parser.parse_args(arguments)
 
 
-def main(options: argparse.Namespace) -> int:
+def main(arguments: list[str]) -> int:
     """The exit status: 0, or 2 after a sentence about what is in the way and what to do."""
+    options = parse(arguments)
     try:
         run(options)
     except (ValueError, OSError, ImportError) as error:
