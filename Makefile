@@ -39,7 +39,7 @@ help:
 	@echo 'make release-check   what takes too long for every day: each notebook alone as on Colab, the offline kit'
 	@echo 'make bench      every benchmark against its peers: about two hours; tables in benchmarks/RESULTS.md'
 	@echo 'make lint       ruff over code and notebooks'
-	@echo 'make clean      remove .venv and artifacts (data/ stays; remove it by hand)'
+	@echo 'make clean      remove .venv, artifacts and dist (data/ stays; remove it by hand)'
 
 $(READY): requirements.txt requirements-annoy-wheel.txt pyproject.toml
 	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c '$(SUITABLE)' 2>/dev/null; then \
@@ -61,8 +61,9 @@ $(READY): requirements.txt requirements-annoy-wheel.txt pyproject.toml
 run: $(READY)
 	@$(PY) -m dssm_helpers.course run --dataset $(DATASET)
 
-# One seed instead of three keeps the suite short; the code is the same. The notebooks run twice: as a learner finds them,
-# exercises open, and with every solution in its place, where a wrong solution or a missing optional part fails.
+# One seed instead of three keeps the suite short; the code is the same. The notebooks run three times: as a learner finds
+# them, exercises open; alone with the wheel, as on Colab; and with every solution in its place, where a wrong solution or a
+# missing optional part fails.
 test: $(READY) solved
 	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --quiet --check .
 	DSSM_SEEDS=$${DSSM_SEEDS:-1} $(PY) -m pytest --nbmake --nbmake-timeout=900 notebooks
@@ -98,10 +99,11 @@ bench: $(READY)
 	$(PY) benchmarks/scaling.py
 	$(PY) benchmarks/out_of_core.py
 	$(PY) benchmarks/own.py
+	$(PY) benchmarks/paper.py
 	$(PY) benchmarks/report.py
 
 lint: $(READY)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) artifacts *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) artifacts dist *.egg-info .pytest_cache .ruff_cache

@@ -18,8 +18,8 @@ from sklearn.preprocessing import normalize
 from torch import nn
 
 from dssm_helpers import text as search
-from dssm_helpers.course.corpora import BM25, alternate_names, ranks_of, reciprocal_rank_fusion, split_pairs
-from dssm_helpers.evaluation import ndcg, paired_bootstrap
+from dssm_helpers.course.corpora import BM25, alternate_names, reciprocal_rank_fusion, split_pairs
+from dssm_helpers.evaluation import ndcg, paired_bootstrap, ranks_of
 from dssm_helpers.text import text_trigrams, words
 
 FILE = Path(__file__).with_suffix(".json")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ import report
 from task import tables
 from variants import compare
 
+from dssm_helpers.course.venvs import virtual_environment
 from dssm_helpers.course.workspace import Workspace
 from dssm_helpers.evaluation import EASE, ItemKNN, rank_targets
 from dssm_helpers.serving import export_bundle
@@ -48,16 +48,8 @@ SASREC_RANKS = "sasrec_ranks.json"  # beside the results
 
 
 def environment(name: str) -> Path:
-    """The interpreter of a peer's environment, which is made if it is not there."""
-    folder, wanted = shared.PEERS / name, "\n".join(ENVIRONMENTS[name])
-    python, ready = folder / "bin" / "python", folder / ".ready"
-    if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
-        print(f"environment of {name} (once, about 1 GB) …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        for packages in (["torch==2.13.0"], ENVIRONMENTS[name]):
-            subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
-        ready.write_text(wanted, encoding="utf-8")
-    return python
+    """The interpreter of a peer's environment, which is made if it is not there: about 1 GB."""
+    return virtual_environment(shared.PEERS / name, ["torch==2.13.0"], ENVIRONMENTS[name])
 
 
 ours = partial(shared.ask, sys.executable, "our_side.py")

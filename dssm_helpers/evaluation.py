@@ -51,6 +51,15 @@ def candidate_scores(
     return scores
 
 
+def ranks_of(scores: Tensor | np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Rank ``[B]`` float64 of column ``target [B]`` in each row of ``scores [B, N]``: 1 is best, equals count half."""
+    scores = torch.as_tensor(scores)
+    own = scores[range(len(scores)), target].unsqueeze(1)  # [B, 1]
+    above = (scores > own).sum(dim=1)
+    tied = (scores == own).sum(dim=1) - 1
+    return (1 + above + 0.5 * tied).cpu().numpy().astype(np.float64)
+
+
 def rank_targets(
     scorer: Scorer, data: EncodedData, positions: np.ndarray, *, batch_size: int = 1024, remove_seen: bool | None = None
 ) -> np.ndarray:
@@ -61,10 +70,7 @@ def rank_targets(
     for start in range(0, len(positions), batch_size):
         part = positions[start : start + batch_size]
         scores = candidate_scores(scorer, data, part, remove_seen=remove_seen)
-        target = scores[range(len(part)), data.item[part]].unsqueeze(1)  # [B, 1]
-        above = (scores > target).sum(dim=1)
-        tied = (scores == target).sum(dim=1) - 1
-        ranks[start : start + batch_size] = (1 + above + 0.5 * tied).cpu()
+        ranks[start : start + batch_size] = ranks_of(scores, data.item[part])
     return ranks
 
 

@@ -23,9 +23,11 @@ from .files import Manifest, read_manifest
 from .index import Answers, Index, checked_ids, checked_vectors, library
 from .milvus import MilvusIndex
 
+# Annoy's own flags contain -ffast-math, with which clang builds return wrong neighbours.
+ANNOY_FLAGS = {"ANNOY_COMPILER_ARGS": "-O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUILD"}
 ANNOY_CURE = (
-    "compile it again without -ffast-math: ANNOY_COMPILER_ARGS=-O3,-std=c++14,-fpermissive,"
-    "-DANNOYLIB_MULTITHREADED_BUILD pip install --no-cache-dir --force-reinstall --no-binary annoy annoy==1.17.3; "
+    f"compile it again without -ffast-math: ANNOY_COMPILER_ARGS={ANNOY_FLAGS['ANNOY_COMPILER_ARGS']} "
+    "pip install --no-cache-dir --force-reinstall --no-binary annoy annoy==1.17.3; "
     "or take prebuilt wheels: pip uninstall annoy, then pip install annoy-mm==1.17.3"
 )
 

@@ -32,6 +32,11 @@ def device_name() -> str:
     return os.environ.get("DSSM_DEVICE") or "cpu"
 
 
+def widgets() -> str:
+    """``DSSM_WIDGETS``: ``1`` shows forms, ``0`` printed examples; default: forms where somebody has a page open."""
+    return os.environ.get("DSSM_WIDGETS", "")
+
+
 def project_root() -> Path:
     """The clone this package runs from, else the working folder (an installed package, as on Colab)."""
     here = Path(__file__).resolve().parent.parent

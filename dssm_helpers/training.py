@@ -66,7 +66,7 @@ class Trainer:
     """Fit a :class:`DSSM` and keep its best weights (notebook 04, "The loop").
 
     For long runs, call ``model.user_tower.compile()`` and ``model.item_tower.compile()`` before: the first step then
-    takes many seconds, and each later one is quicker (``benchmarks/RESULTS.md``). ``history`` has a row per epoch:
+    takes many seconds, and each later one is quicker (notebook 12). ``history`` has a row per epoch:
     epoch, loss, learning_rate, seconds (of training alone), validation metrics.
     """
 

@@ -10,7 +10,6 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -18,6 +17,7 @@ import pytest
 from conftest import ROOT, notebook_paths
 
 from dssm_helpers.course.kit import build_wheel
+from dssm_helpers.course.venvs import virtual_environment
 from dssm_helpers.settings import data_dir
 
 # As Colab had them in 2025; torch is the pinned one, so that no second build of it has to be fetched.
@@ -39,18 +39,6 @@ VERSIONS = "import importlib.metadata as m, sys; print(*(m.version(name) for nam
 pytestmark = [pytest.mark.colab, pytest.mark.slow, pytest.mark.network]
 
 
-def colab_environment(folder: Path) -> Path:
-    """The interpreter of an environment with what Colab brings; made if it is not there."""
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-    torch = f"torch=={importlib.metadata.version('torch').partition('+')[0]}"
-    for packages in ((torch,), COLAB):  # torch alone and first: its pin decides which build comes
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True
-        )
-    return python
-
-
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
     return build_wheel(tmp_path_factory.mktemp("wheel"))
@@ -60,7 +48,8 @@ def wheel(tmp_path_factory) -> Path:
 def room(tmp_path_factory) -> tuple[Path, Path]:
     """An interpreter and a folder for artefacts."""
     folder = tmp_path_factory.mktemp("colab")
-    return colab_environment(folder / "environment"), folder / "artifacts"
+    torch = importlib.metadata.version("torch").partition("+")[0]
+    return virtual_environment(folder / "environment", [f"torch=={torch}"], COLAB), folder / "artifacts"
 
 
 @pytest.mark.parametrize("path", notebook_paths(), ids=lambda path: path.stem)

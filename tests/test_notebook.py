@@ -47,3 +47,15 @@ def test_a_stored_result_is_read_or_the_command_that_makes_it_named(capsys):
     assert notebook.stored("results.json", "")["prep"]
     assert notebook.stored("nothing.json", "python benchmarks/it.py") is None
     assert "python benchmarks/it.py" in capsys.readouterr().out
+
+
+LAB = {"JPY_SESSION_NAME": "lab"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, False), (LAB, True), ({**LAB, "DSSM_WIDGETS": "0"}, False), ({"DSSM_WIDGETS": "1"}, True)],
+)
+def test_a_form_appears_only_where_somebody_can_click(monkeypatch, environment, expected):
+    monkeypatch.setattr("os.environ", environment)
+    assert notebook.live_front_end() is expected

@@ -21,7 +21,6 @@ from dssm_helpers.evaluation import TwoTowerScorer, top_k
 from dssm_helpers.files import file_digest, read_manifest
 from dssm_helpers.serving import Recommender, export_bundle
 
-LAB = {"JPY_SESSION_NAME": "lab"}
 NEW_ITEM = {"item_id": 5000, "title": "A New Film (1998)", "genres": "Action|Comedy", "year": 1998}
 
 
@@ -290,13 +289,7 @@ def test_the_notebook_builds_the_same(recommender):
     assert answer.scores == pytest.approx(scores, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [({}, False), (LAB, True), ({**LAB, "DSSM_WIDGETS": "0"}, False), ({"DSSM_WIDGETS": "1"}, True)],
-)
-def test_the_form_appears_only_where_somebody_can_click(recommender, monkeypatch, environment, expected):
-    notebook = notebook_definitions("09", "live_front_end", "form")
-    monkeypatch.setattr("os.environ", environment)
-    assert notebook["live_front_end"]() is expected
+def test_the_form_of_the_notebook_asks_the_recommender(recommender):
+    notebook = notebook_definitions("09", "form")
     notebook["recommender"] = recommender
     assert notebook["form"](["a", "b", "c"]).kwargs == {"films": ("a", "b")}

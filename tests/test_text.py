@@ -15,10 +15,10 @@ from dssm_helpers.course.corpora import (
     described,
     distinct,
     docstrings,
-    ranks_of,
     reciprocal_rank_fusion,
     split_pairs,
 )
+from dssm_helpers.evaluation import ranks_of
 from dssm_helpers.onnx_export import OnnxTower, export_onnx
 from dssm_helpers.text import text_trigrams, trigrams, vectors, words
 from dssm_helpers.vocabulary import UNKNOWN

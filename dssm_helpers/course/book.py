@@ -5,32 +5,18 @@ jupyter-book needs older versions than JupyterLab, so it lives in an environment
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 
 from .runner import NOTEBOOKS, ROOT, notebook_paths
+from .venvs import virtual_environment
 
 ENVIRONMENT = ROOT / "artifacts" / "book-environment"
 SOURCE = ROOT / "book"  # settings and requirements
-
-
-def environment() -> Path:
-    """The interpreter that has jupyter-book."""
-    python = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    ready, wanted = ENVIRONMENT / ".ready", (SOURCE / "requirements.txt").read_text(encoding="utf-8")
-    if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
-        print("Installing jupyter-book into an environment of its own, once: about 260 MB …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-r", str(SOURCE / "requirements.txt")], check=True)
-        ready.write_text(wanted, encoding="utf-8")
-    return python
 
 
 def build_book(target: Path = ROOT / "artifacts" / "book") -> Path:
@@ -39,7 +25,8 @@ def build_book(target: Path = ROOT / "artifacts" / "book") -> Path:
     Raises:
         RuntimeError: jupyter-book failed, or warned, as of a link to nowhere; the message holds its last lines.
     """
-    python = environment()
+    lines = (SOURCE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    python = virtual_environment(ENVIRONMENT, [line for line in lines if line and not line.startswith("#")])
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(NOTEBOOKS / "images", target / "images")
     shutil.copy(NOTEBOOKS / "glossary.md", target)

@@ -101,12 +101,6 @@ class BM25:
         return (self.counter.transform(queries) @ self.weights.T).toarray()
 
 
-def ranks_of(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rank ``[Q]`` of each query's one right document among all, from scores ``[Q, D]``; ties count half."""
-    own = np.take_along_axis(scores, np.asarray(target)[:, None], axis=1)
-    return 1 + (scores > own).sum(axis=1) + 0.5 * ((scores == own).sum(axis=1) - 1)
-
-
 def reciprocal_rank_fusion(*scores: np.ndarray, k: int = 60) -> np.ndarray:
     """One score ``[Q, D]`` of several searches: 1 / (k + rank), summed (G. V. Cormack et al., SIGIR 2009)."""
     return sum(1 / (k + 1 + (-score).argsort(axis=1, kind="stable").argsort(axis=1)) for score in scores)

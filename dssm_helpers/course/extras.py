@@ -11,7 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..retrieval import ANNOY_FLAGS
 from ..settings import project_root, strict
+from .environment import installed
 
 
 def missing(*extras: str) -> list[str]:
@@ -19,7 +21,7 @@ def missing(*extras: str) -> list[str]:
     found = []
     for requirement in importlib.metadata.requires("dssm-helpers") or []:
         wanted, _, marker = requirement.partition(";")
-        if any(f'"{extra}"' in marker for extra in extras) and _name(wanted) not in _installed():
+        if any(f'"{extra}"' in marker for extra in extras) and installed(_name(wanted)) is None:
             found.append(wanted.strip())
     return found
 
@@ -33,23 +35,20 @@ def needs(*extras: str) -> None:
     if (project_root() / "pyproject.toml").exists() or not (wanted := missing(*extras)):
         return
     print(f"Installing {', '.join(map(_name, wanted))}, once …", flush=True)
-    # Annoy's own flags contain -ffast-math, with which clang builds return wrong neighbours.
-    flags = {"ANNOY_COMPILER_ARGS": "-O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUILD"}
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder, "kept.txt")
-        kept.write_text("".join(f"{name}=={version}\n" for name, version in _installed().items()), encoding="utf-8")
+        present = {found.name: found.version for found in importlib.metadata.distributions() if found.name}
+        kept.write_text("".join(f"{name}=={version}\n" for name, version in present.items()), encoding="utf-8")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
-        done = subprocess.run([*command, "-c", str(kept)], capture_output=True, text=True, env={**flags, **os.environ})
+        done = subprocess.run(
+            [*command, "-c", str(kept)], capture_output=True, text=True, env={**ANNOY_FLAGS, **os.environ}
+        )
     importlib.invalidate_caches()
     if done.returncode:
         problem = f"could not install them: {(done.stderr.strip().splitlines() or ['pip said nothing'])[-1]}"
         if strict():
             raise RuntimeError(problem)
         print(problem)
-
-
-def _installed() -> dict[str, str]:
-    return {_name(found.name): found.version for found in importlib.metadata.distributions() if found.name}
 
 
 def _name(requirement: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import Image, Markdown, display
 
-from ..settings import project_root
+from ..settings import project_root, widgets
 from ..visualization import COLOURS
 
 if TYPE_CHECKING:
@@ -43,6 +46,12 @@ def beside(guess: Any, result: Any, what: str = "") -> None:
 
 def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def live_front_end() -> bool:
+    """True where somebody can click or type, and not where a notebook only runs through; ``DSSM_WIDGETS`` decides."""
+    page = "JPY_SESSION_NAME" in os.environ or "google.colab" in sys.modules
+    return widgets() == "1" or (not widgets() and page and find_spec("ipywidgets") is not None)
 
 
 def stored(name: str, command: str) -> dict[str, Any] | None:

@@ -13,13 +13,13 @@ from pathlib import Path
 import nbformat
 
 from ..files import write_atomically
+from .runner import fill_block
 
 LINK = " · [Open in Colab](https://colab.research.google.com/github/{repo}/blob/main/notebooks/{name})"
 BADGES = """\
 [![tests](https://github.com/{repo}/actions/workflows/test.yml/badge.svg)](https://github.com/{repo}/actions)
 [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/{repo}/blob/main/notebooks/00_overview.ipynb)
-[![Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{repo}/main?labpath=notebooks/00_overview.ipynb)
-"""
+[![Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/{repo}/main?labpath=notebooks/00_overview.ipynb)"""
 
 
 def repository(root: Path) -> str:
@@ -43,8 +43,7 @@ def expected(root: Path, repo: str) -> dict[Path, str]:
         )
     texts[project] = text
     badges = BADGES.format(repo=repo) if repo else ""
-    marks = "<!-- published: generated -->\n", "<!-- /published -->"
-    texts[readme] = re.sub(rf"({marks[0]}).*?({marks[1]})", lambda m: m[1] + badges + m[2], texts[readme], flags=re.S)
+    texts[readme] = fill_block(texts[readme], "published", badges)
     text = re.sub(r"repository-code: .*\n", "", texts[citation])
     texts[citation] = text.replace("license: ", f"repository-code: {url}\nlicense: ", 1) if repo else text
     source = f"dssm-helpers @ {url}/archive/refs/heads/main.zip" if repo else ""

@@ -1,0 +1,26 @@
+"""Virtual environments for what cannot live beside the course: the book, Colab's packages, the peers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def virtual_environment(folder: Path, *packages: Sequence[str]) -> Path:
+    """The interpreter of an environment in ``folder`` with these packages, made if there is none or another.
+
+    Each group of ``packages`` is one call of pip, so that what comes first decides which builds the others find.
+    """
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    ready, wanted = folder / ".ready", "\n".join(map(" ".join, packages))
+    if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
+        print(f"making the environment {folder.name}, once …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for group in packages:
+            subprocess.run([*pip, *group], check=True)
+        ready.write_text(wanted, encoding="utf-8")
+    return python
