@@ -9,20 +9,24 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
-import pooch
+import requests
+from tqdm import tqdm
 
-from .files import file_digest
+from .files import file_digest, write_atomically
 from .schema import Column, Schema
 from .settings import DATASETS, data_dir
 
@@ -82,12 +86,12 @@ ZIP_DIGESTS = {  # SHA-256, the same on every host
     "ml-100k": "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
     "ml-1m": "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
 }
-# Of the parsed tables: ratings, users, movies; and a digest where a copy could be checked.
-ROWS = {"ml-100k": (100_000, 943, 1_682), "ml-1m": (1_000_209, 6_040, 3_883)}
+# Of the parsed tables, where a copy could be checked: only then is an unpacked folder enough.
 TABLES_DIGESTS = {"ml-100k": "4d69398eb7bfc1957c9b6482316697af1e08e00cb9adc414029839e7061175cc"}
 # A public wheel that holds a copy of ml-100k.
 REQUIREMENT, WHEEL = "recbole==1.2.1", "recbole-1.2.1-py3-none-any.whl"
 WHEEL_DIGEST = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+PATIENCE, LARGEST = 300, 2**25  # seconds and bytes that one source may take; the largest of the files has 6 MB
 
 
 def load_movielens(
@@ -109,15 +113,16 @@ def load_movielens(
         try:
             path = find(*arguments)
             tables = parse(name, path)
-            if path == folder / name:  # unpacked: nobody published the digests of its files
-                _refuse_others(tables)
+            if path == folder / name and tables_digest(tables) != TABLES_DIGESTS[name]:
+                raise ValueError("the tables differ from the published ones; left untouched")
             return tables
-        except (OSError, ValueError, ArithmeticError, subprocess.SubprocessError) as error:  # of pooch, pandas and pip
-            failures.append(f"  - {source}: {(str(error).strip() or repr(error)).splitlines()[-1][:300]}\n")
+        except (OSError, ValueError, ArithmeticError, subprocess.SubprocessError) as error:  # requests, pandas and pip
+            reason = (str(error).strip() or repr(error)).splitlines()[-1][:300]
+            failures.append(f"  - {source}: {re.sub('//[^/@]*@', '//…@', reason)}\n")  # no password of a proxy
     raise DataUnavailable(
         f"could not get {name}. Tried:\n{''.join(failures)}"
         f"What you can do: download {name}.zip from https://grouplens.org/datasets/movielens/ in a browser and put it, "
-        f"unopened, at\n  {folder / name}.zip\nor unpack it to\n  {folder / name}\n"
+        f"unopened, at\n  {folder / name}.zip\n"
         "or set DSSM_DATA_DIR to a folder that has it. Offline, DSSM_DATASET=synthetic is generated data."
     )
 
@@ -126,30 +131,27 @@ def _sources(name: str, folder: Path, progress: bool) -> Iterator[tuple]:
     """In order: what a source is called, the function that gives its path, and that function's arguments."""
     kept, digest, wheel = folder / f"{name}.zip", ZIP_DIGESTS[name], folder / WHEEL
     yield kept, _verified, kept, digest
-    yield f"unpacked folder {folder / name}", Path, folder / name
+    yield f"unpacked folder {folder / name}", _unpacked, folder / name
     if name == "ml-100k":
         yield wheel, _verified, wheel, WHEEL_DIGEST
     for host in HOSTS:
-        get = pooch.HTTPDownloader(progressbar=progress, timeout=20)
-        yield f"{host}/{kept.name}", _download, f"{host}/{kept.name}", kept, digest, get
+        yield f"{host}/{kept.name}", _download, kept, digest, _fetch, f"{host}/{kept.name}", progress
     if name == "ml-100k":
-        yield f"pip download {REQUIREMENT}", _download, REQUIREMENT, wheel, WHEEL_DIGEST, _pip_download
+        yield f"pip download {REQUIREMENT}", _download, wheel, WHEEL_DIGEST, _pip_download
 
 
 def _verified(path: Path, digest: str) -> Path:
     found = file_digest(path)
     if found != digest:
-        raise ValueError(f"not the published file (SHA-256 {found[:12]}…, expected {digest[:12]}…); left untouched")
+        raise ValueError(f"not the published file (SHA-256 {found[:12]}…, expected {digest[:12]}…)")
     return path
 
 
-def _refuse_others(tables: MovieLens) -> None:
-    """Accept the published tables only."""
-    rows = len(tables.ratings), len(tables.users), len(tables.movies)
-    if rows != ROWS[tables.name]:
-        raise ValueError(f"{rows} ratings, users and movies, expected {ROWS[tables.name]}; unpack the zip again")
-    if TABLES_DIGESTS.get(tables.name) not in (None, tables_digest(tables)):
-        raise ValueError("the tables differ from the published ones; left untouched")
+def _unpacked(folder: Path) -> Path:
+    """A folder whose tables can be compared with the published ones, once they are parsed."""
+    if folder.exists() and folder.name not in TABLES_DIGESTS:
+        raise ValueError(f"nobody published digests of its files, so it could be anything; put {folder.name}.zip there")
+    return folder
 
 
 def tables_digest(tables: MovieLens) -> str:
@@ -158,21 +160,51 @@ def tables_digest(tables: MovieLens) -> str:
     return hashlib.sha256("".join(text).encode()).hexdigest()
 
 
-def _download(url: str, target: Path, digest: str, get: Callable) -> Path:
-    if target.exists():  # it did not verify above: a file the user put there is never overwritten
-        raise ValueError(f"{target} is in the way and is not the published file; move it away to download again")
-    pooch.get_logger().setLevel("WARNING")  # the progress bar says what is going on
-    return Path(pooch.retrieve(url, f"sha256:{digest}", fname=target.name, path=target.parent, downloader=get))
+def _download(target: Path, digest: str, get: Callable, *arguments: object) -> Path:
+    if target.exists():  # it was not there a moment ago, or did not verify: a file the user put is never overwritten
+        if file_digest(target) != digest:
+            raise ValueError(f"{target} is in the way and is not the published file; move it away to download again")
+        return target
+    with write_atomically(target) as temporary:
+        get(temporary, *arguments)
+        _verified(temporary, digest)
+    return target
 
 
-def _pip_download(requirement: str, output_file: str, _: object) -> None:
-    """A downloader for pooch, through whatever package index the user has configured for pip."""
+def _fetch(path: Path, url: str, progress: bool) -> None:
+    """Download in a thread, left behind if the server does not let go of it: no wait is endless."""
+    until, failures = time.monotonic() + PATIENCE, []
+
+    def fetch() -> None:
+        try:
+            with requests.get(url, stream=True, timeout=20) as response, path.open("wb") as file:
+                response.raise_for_status()
+                size = int(response.headers.get("Content-Length", 0))
+                with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
+                    for part in response.iter_content(2**10):
+                        bar.update(file.write(part))
+                        if file.tell() > LARGEST or time.monotonic() > until:
+                            raise ValueError(f"more than {LARGEST:,} bytes or {PATIENCE} seconds: no file of ours")
+        except Exception as failure:
+            failures.append(failure)
+
+    thread = Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if thread.is_alive():
+        raise TimeoutError(f"no end after {PATIENCE} seconds")
+    if failures:
+        raise failures[0]
+
+
+def _pip_download(path: Path) -> None:
+    """Through whatever package index the user has configured for pip."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, REQUIREMENT]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         if done.returncode:
             raise OSError(done.stderr.strip() or f"pip ended with {done.returncode}")
-        shutil.copyfile(Path(folder) / WHEEL, output_file)
+        shutil.copyfile(Path(folder) / WHEEL, path)
 
 
 USERS_100K = ["user_id", "age", "gender", "occupation", "zip"]

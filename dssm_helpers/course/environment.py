@@ -21,7 +21,7 @@ from ..settings import artifacts_dir, data_dir, dataset_name, strict
 PACKAGES: dict[str, dict[str, str]] = {
     "core": {
         "torch": "2.6", "numpy": "1.26", "pandas": "2.2", "scipy": "1.11", "scikit-learn": "1.4",
-        "matplotlib": "3.8", "safetensors": "0.4", "pooch": "1.8", "requests": "2.31", "tqdm": "4.66",
+        "matplotlib": "3.8", "safetensors": "0.4", "requests": "2.31", "tqdm": "4.66",
     },
     "retrieval": {"annoy": "1.17.3", "faiss-cpu": "1.8", "pymilvus": "2.4", "milvus-lite": "2.4"},
     "drawing": {"graphviz": "0.20", "torchview": "0.2.7"},

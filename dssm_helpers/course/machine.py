@@ -8,7 +8,7 @@ from statistics import median
 
 from ..data import encode, split_by_time
 from ..features import BatchBuilder
-from ..movielens import SCHEMA, WHEEL, load_movielens
+from ..movielens import SCHEMA, TABLES_DIGESTS, WHEEL, load_movielens
 from ..recipes import RECIPES, build_model
 from ..settings import DATASETS, artifacts_dir, data_dir
 from ..training import Trainer
@@ -36,7 +36,7 @@ def check_machine() -> int:
     """Print what is here, what is missing, and an estimate for each notebook; 1 if something has to be mended."""
     report = check_environment()
     print(report)
-    names = [*DATASETS, *(f"{name}.zip" for name in DATASETS), WHEEL]
+    names = [*TABLES_DIGESTS, *(f"{name}.zip" for name in DATASETS), WHEEL]
     there = [name for name in names if (data_dir() / name).exists()]
     print(f"\nData in {data_dir()}: {', '.join(there) or 'none yet; the first notebook fetches ml-100k (2 MB)'}")
     started = time.perf_counter()
