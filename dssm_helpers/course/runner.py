@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from ..data import SPLITS
 from ..files import write_atomically
 from ..settings import artifacts_dir, data_dir, project_root
 from .exercises import for_nbgrader, solve
-from .scoreboard import draw_scoreboard, plain_scoreboard, read_results, scoreboard_markdown, write_results
+from .scoreboard import draw_scoreboard, plain_scoreboard, read_results, scoreboard_markdown, update_results
 
 ROOT = project_root()
 NOTEBOOKS = ROOT / "notebooks"
@@ -149,10 +148,10 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
         if error:
             failed.append(path.stem)
             print(re.sub(r"\x1b\[[0-9;]*m", "", error), file=sys.stderr)
-    if results := read_results(folder):
-        for name, measured in (("notebook_seconds", seconds), ("notebook_mib", memory)):
-            results[name] = {**results.get(name, {}), **measured}
-        write_results(folder, results)
+    if read_results(folder):
+        with update_results(folder) as results:
+            for name, measured in (("notebook_seconds", seconds), ("notebook_mib", memory)):
+                results[name] = {**results.get(name, {}), **measured}
         print(f"\n{plain_scoreboard(results)}")
     if failed:
         print(f"\n{len(failed)} of {len(chosen)} notebooks failed: {', '.join(failed)}", file=sys.stderr)
@@ -239,9 +238,9 @@ def render_times(text: str, results: dict) -> str:
 
 def refresh_readme() -> None:
     """Copy the fresh figures beside the notebooks, redraw the README's picture and refill its tables."""
-    shutil.copyfile(artifacts_dir("ml-100k") / "results.json", PUBLISHED)
-    results = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    results = read_results(artifacts_dir("ml-100k"))
     draw_scoreboard(results, NOTEBOOKS / "images" / "scoreboard.png")
+    shutil.copyfile(artifacts_dir("ml-100k") / "results.json", PUBLISHED)
     for path, render in ((ROOT / "README.md", render_readme), (ROOT / "docs" / "instructor.md", render_times)):
         text = render(path.read_text(encoding="utf-8"), results)
         with write_atomically(path) as temporary:

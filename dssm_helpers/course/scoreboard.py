@@ -1,17 +1,19 @@
 """The results file of a data set, and its scoreboard: as text for the terminal, as table and picture for the README.
 
-``results.json`` is ``{"dataset": …, "seeds": …, "models": {name: {"hit@10": …, "train_seconds": …}}}``.
+``results.json`` is ``{"dataset": …, "seeds": …, "models": {name: {"hit@10": …, "train_seconds": …}}, …}``, with the
+origin that all of it was measured on (data, split and code), and its own digest.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import write_atomically
+from ..files import digest, locked, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,27 +34,36 @@ DATASETS = {"ml-100k": "MovieLens-100K", "ml-1m": "MovieLens-1M", "synthetic": "
 BLUE, RED, GREY, BLACK = "#0072B2", "#D55E00", "#A9B4BD", "#222222"
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """``results.json`` in ``folder``; empty where there is none. A damaged one is kept beside it, with a word."""
+def read_results(folder: Path, origin: str | None = None) -> dict[str, Any]:
+    """``results.json`` in ``folder``, if it is of this ``origin``; else, or if it is damaged, empty, with a word."""
     path = folder / "results.json"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(results, dict):
+        if results.pop("digest") != digest(results):
+            raise ValueError("its digest is another one")
+        if origin in (None, results.get("origin")):
             return results
-        error = f"it holds a {type(results).__name__}"
+        reason = "is of other data, another split or other code"
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except ValueError as damage:
-        error = str(damage)
-    path.replace(f"{path}.damaged")
-    print(f"{path} is damaged ({error}); it is kept as results.json.damaged, and notebooks 05 to 12 measure again")
+    except (ValueError, KeyError, TypeError, AttributeError) as damage:
+        reason = f"is damaged ({damage!r})"
+    print(f"{path} {reason}: nothing of it counts, and what is measured next starts a new one")
     return {}
 
 
-def write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write ``results.json``, whole or not at all."""
-    with write_atomically(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=1, default=float) + "\n", encoding="utf-8")
+@contextmanager
+def update_results(folder: Path, origin: str | None = None) -> Iterator[dict[str, Any]]:
+    """:func:`read_results`, to be changed in the block by one process at a time. What does not count is kept aside."""
+    path = folder / "results.json"
+    with locked(folder / ".results.lock"):
+        results = read_results(folder, origin)
+        if not results and path.exists():
+            path.replace(f"{path}.aside")
+        yield results
+        note = json.loads(json.dumps(results, default=float))  # as it will be read, and compared with its digest
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps({**note, "digest": digest(note)}, indent=1) + "\n", encoding="utf-8")
 
 
 def ranked_models(results: Mapping[str, Any], by: str = "ndcg@10") -> list[tuple[str, Mapping[str, Any]]]:

@@ -29,7 +29,7 @@ from ..movielens import SCHEMA, MovieLens, load_movielens
 from ..recipes import build_model, find_recipe
 from ..settings import artifacts_dir, dataset_name, device_name, seeds
 from ..training import Trainer, TrainingConfig, load_weights, resolve_device, save_weights
-from .scoreboard import read_results, write_results
+from .scoreboard import read_results, update_results
 
 PROTOCOL = "candidates are all items the user has not had; ties count half; choices on validation, figures on test"
 KIND = "trained model"
@@ -71,6 +71,10 @@ class Workspace:
     def __repr__(self) -> str:
         return f"Workspace({self.dataset!r}: {self.split}, {self.data.n_items - 2:,} items)"
 
+    def origin(self) -> str:
+        """What trained models and results rest on: a digest of data, split and code."""
+        return digest([self.data.fingerprint(), self.split.fingerprint(), code_digest()])
+
     # -- trained models ---------------------------------------------------------------------------------------------
 
     def trained(self, model: str = "dssm", seed: int = 0, **training: Any) -> tuple[DSSM, float]:
@@ -96,8 +100,7 @@ class Workspace:
         recipe = find_recipe(model)
         config = TrainingConfig(**{**asdict(recipe.training), "seed": seed, **training})
         path = self.folder / (f"{model}-seed{seed}" + (f"-{digest(training)[:8]}" if training else ""))
-        parts = {"data": self.data.fingerprint(), "split": self.split.fingerprint(), "code": code_digest()}
-        made_from = digest({**parts, "recipe": asdict(recipe), "training": asdict(config)})
+        made_from = digest({"origin": self.origin(), "recipe": asdict(recipe), "training": asdict(config)})
         try:
             manifest = read_manifest(path, KIND)
             if manifest.fields["made_from"] == made_from:
@@ -132,16 +135,17 @@ class Workspace:
     # -- results ----------------------------------------------------------------------------------------------------
 
     def results(self) -> dict[str, Any]:
-        """Everything measured so far."""
-        return read_results(self.folder)
+        """Everything measured so far on this data and split, with this code."""
+        return read_results(self.folder, self.origin())
 
     def record(self, **sections: Any) -> None:
         """Merge sections (``models=…``, ``retrieval=…``) into ``results.json``."""
-        results = {"seeds": len(seeds()), **self.results(), "dataset": self.dataset, "protocol": self.protocol}
-        for name, section in sections.items():
-            merge = isinstance(section, dict) and isinstance(results.get(name), dict)
-            results[name] = {**results[name], **section} if merge else section
-        write_results(self.folder, results)
+        origin = self.origin()
+        with update_results(self.folder, origin) as results:
+            fixed = {"dataset": self.dataset, "protocol": self.protocol, "origin": origin}
+            for name, section in {"seeds": results.get("seeds", len(seeds())), **fixed, **sections}.items():
+                merge = isinstance(section, dict) and isinstance(results.get(name), dict)
+                results[name] = {**results[name], **section} if merge else section
 
 
 def code_digest() -> str:
