@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import re
 import shutil
 import subprocess
 import sys
@@ -117,8 +116,7 @@ def load_movielens(
                 raise ValueError("the tables differ from the published ones; left untouched")
             return tables
         except (OSError, ValueError, ArithmeticError, subprocess.SubprocessError) as error:  # requests, pandas and pip
-            reason = (str(error).strip() or repr(error)).splitlines()[-1][:300]
-            failures.append(f"  - {source}: {re.sub('//[^/@]*@', '//…@', reason)}\n")  # no password of a proxy
+            failures.append(f"  - {source}: {(str(error).strip() or repr(error)).splitlines()[-1][:300]}\n")
     raise DataUnavailable(
         f"could not get {name}. Tried:\n{''.join(failures)}"
         f"What you can do: download {name}.zip from https://grouplens.org/datasets/movielens/ in a browser and put it, "
@@ -194,7 +192,7 @@ def _fetch(path: Path, url: str, progress: bool) -> None:
     if thread.is_alive():
         raise TimeoutError(f"no end after {PATIENCE} seconds")
     if failures:
-        raise failures[0]
+        raise OSError(str(failures[0]))  # whatever it was, the next source may do
 
 
 def _pip_download(path: Path) -> None:
