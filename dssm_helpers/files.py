@@ -29,6 +29,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path; rename it to ``path`` when the block ends without an error. Nobody sees half a file."""
     with _hidden_beside(Path(path)) as temporary:
         yield temporary
+        temporary.chmod(temporary.parent.stat().st_mode & 0o666)  # safetensors would hide its files from other users
         os.replace(temporary, path)  # a folder in its place is an error
 
 
@@ -149,7 +150,8 @@ def _read(path: Path) -> dict[str, bytes]:
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():  # a writer was killed between its two renames, or is at it
         os.replace(old, path)
-    return {name: (path / name).read_bytes() for name in _names(path)}
+    # A link could make us read, and remember, a file outside.
+    return {name: (path / name).read_bytes() for name in _names(path) if not (path / name).is_symlink()}
 
 
 def _patiently(attempt: Callable[[], Any]) -> Any:

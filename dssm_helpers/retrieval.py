@@ -10,7 +10,6 @@ backend is used.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .files import Manifest, read_manifest
-from .index import Answers, Index, checked_ids, checked_vectors, library
+from .index import Answers, Index, checked_ids, checked_vectors, library, load_arrays
 from .milvus import MilvusIndex
 
 # Annoy's own flags contain -ffast-math, with which clang builds return wrong neighbours.
@@ -64,7 +63,7 @@ def load_index(source: str | Path | Manifest, *, uri: str | None = None, token: 
         return index
     if "items.npz" not in manifest.files:
         raise ValueError(f"the vectors of {manifest.path} live elsewhere, in a Milvus; say where by uri=")
-    items = np.load(io.BytesIO(manifest.files["items.npz"]))
+    items = load_arrays(manifest.files["items.npz"])
     index.ids = items["ids"]
     index._unpack(items["vectors"])
     return index

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import json
 import reprlib
 import threading
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .files import Manifest, file_digest, read_manifest, write_folder
-from .index import NOTHING, Index
+from .index import NOTHING, Index, load_arrays
 from .onnx_export import OnnxTower, export_onnx
 from .retrieval import build_index, load_index
 from .schema import Column, Schema
@@ -153,9 +152,8 @@ class Recommender:
         self._columns = {"user": {"user_id": Column("user_id", "user")}, "item": {}}
         for column in Schema.from_json(self.fields["schema"]).columns:
             self._columns[column.side][column.name] = column
-        self._users = dict(np.load(io.BytesIO(files["users.npz"])))
-        self._vectors = np.load(io.BytesIO(files["item_vectors.npy"]))
-        counts = np.load(io.BytesIO(files["popularity.npy"]))
+        self._users, self._vectors = load_arrays(files["users.npz"]), load_arrays(files["item_vectors.npy"])
+        counts = load_arrays(files["popularity.npy"])
         raw_ids, titles = self.vocabularies["item_id"].values.tolist(), json.loads(files["titles.json"])
         self._ids = [index_id(raw) for raw in raw_ids]
         self._counts = dict(zip(self._ids, counts.tolist(), strict=True))
@@ -177,7 +175,8 @@ class Recommender:
         With ``uri`` it searches in Milvus instead of in the index of the bundle: a file ``"movies.db"`` for Milvus
         Lite, or a server's ``"http://host:19530"`` with a ``token``, ``"user:password"`` or an API key. The collection
         is filled here unless :func:`export_bundle` did; what others added stays. No bundle, a missing or altered file
-        (named), a tower of other vocabularies: FileNotFoundError or ValueError.
+        (named), a tower of other vocabularies: FileNotFoundError or ValueError. A crafted file can crash Annoy: take a
+        stranger's bundle with an exact or a Faiss index.
         """
         return cls(read_manifest(path, "bundle"), uri, token)
 
