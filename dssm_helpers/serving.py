@@ -114,7 +114,9 @@ class Recommendations:
             lines.append(f"(never seen in training: {', '.join(self.ignored)})")
         width = ".0f" if self.basis == "popularity" else ".3f"
         best = enumerate(zip(self.scores, self.titles, strict=True), start=1)
-        return "\n".join(lines + [f"{rank:>3}  {score:{width}}  {title}" for rank, (score, title) in best])
+        return "\n".join(
+            lines + [f"{rank:>3}  {score:{width}}  {' '.join(title.split())}" for rank, (score, title) in best]
+        )
 
 
 @dataclass(frozen=True)

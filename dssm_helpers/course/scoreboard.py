@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def update_results(folder: Path, origin: str | None = None) -> Iterator[dict[str
     with locked(folder / ".results.lock"):
         results = read_results(folder, origin)
         if not results and path.exists():
-            path.replace(f"{path}.aside")
+            shutil.copyfile(path, f"{path}.aside")  # a copy: killed here, the old one is still in its place
         yield results
         note = json.loads(json.dumps(results, default=float))  # as it will be read, and compared with its digest
         with write_atomically(path) as temporary:

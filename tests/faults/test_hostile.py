@@ -33,7 +33,8 @@ fault = pytest.mark.fault
 REFUSED = "a line that names it"
 
 TITLES = [
-    'The "Quoted", and, comma (1990)', "Emoji 🎬🍿 (1991)", "A | pipe | and *stars* _and_ `ticks` (1992)", "Cost: $5 or $6",
+    'The "Quoted", and, comma (1990)', "Emoji 🎬🍿 (1991)", "A | pipe | and *stars* _and_ `ticks` (1992)",
+    "Cost: $5 or $6",
     "<script>alert(1)</script> (1993)", "<b>bold</b> & more", "two\nlines", "عربى ‮ rtl", "=1+1", "a" * 5000, "[x](http://e)",
 ]  # fmt: skip
 
@@ -51,10 +52,8 @@ def test_titles_are_text(tmp_path):
     answer = recommender.recommend(3, k=100)
     assert sorted(answer.titles) == sorted(movies["title"])
     assert len(str(answer).splitlines()) == 101
-    for title in TITLES:
-        assert recommender.encode(history=[title]).seen == {
-            int(movies.loc[movies["title"] == title, "movie_id"].iloc[0])
-        }
+    for raw, title in zip(movies["movie_id"].tolist(), TITLES, strict=False):
+        assert recommender.encode(history=[title]).seen == {raw}
     page = movies[["title"]].to_html()
     assert "<script>" not in page
     assert "<b>" not in page
@@ -62,7 +61,8 @@ def test_titles_are_text(tmp_path):
     names = ["a $ b $ c", "<b>", "d", "", "e"] * 2 + ["f_{x}^"]
     draw_map(ax, np.random.default_rng(0).normal(size=(len(TITLES), 2)), names, dict(enumerate(TITLES)))
     figure.canvas.draw()
-    assert "d" in [text.get_text() for text in ax.get_legend_handles_labels()[0][0].axes.texts] or ax.texts
+    assert "<b>" in [text.get_text() for text in ax.legend().get_texts()]
+    figure.canvas.draw()
     plt.close(figure)
 
 
@@ -284,7 +284,7 @@ def test_an_onnx_file_reads_no_other(tmp_path, monkeypatch, location):
     monkeypatch.chdir(tmp_path / "in")
     (tmp_path / "in" / "theirs.onnx").write_bytes(with_data_outside(location))
     assert onnx.load("theirs.onnx", load_external_data=False).graph.initializer[0].external_data
-    with pytest.raises(Exception, match="xternal data path|model_path must not be empty"):
+    with pytest.raises(Exception, match=r"xternal data path|model_path must not be empty"):
         OnnxTower.load("theirs.onnx")
 
 

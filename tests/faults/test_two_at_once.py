@@ -49,7 +49,7 @@ def test_two_runs(tmp_path):
         small.save_bundle(tmp_path / "elsewhere", "a")
 
     def run(number: int) -> None:
-        for _ in range(3):
+        for _ in range(2):
             small.train(tmp_path, "a")
             for job in (small.save_index, small.save_bundle):
                 job(tmp_path, "a")
