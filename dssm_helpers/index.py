@@ -60,17 +60,18 @@ class Index:
         inside = self.ids
         if allowed is not None:
             inside = inside[np.isin(inside, allowed if isinstance(allowed, np.ndarray) else list(allowed))]
-        fetch = min(len(inside), k + max(map(len, excluded), default=0))
+        fetch = np.minimum([k + len(ids) for ids in excluded], len(inside))  # [B]
         found = np.full((len(queries), k), NOTHING, dtype=np.int64)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         # Of less than a tenth an approximate search would meet too few.
         narrow = self._search if 10 * len(inside) >= len(self) else self._search_all
-        for search, n in ((narrow, fetch), (self._search_all, len(inside))):
-            short = np.flatnonzero(found[:, -1] == NOTHING)  # a narrow search may leave some; then look everywhere
+        # In groups that fetch alike: one long list of excluded ids must not make the whole batch fetch as many.
+        groups = [(narrow, n, np.flatnonzero(fetch == n)) for n in np.unique(fetch)]
+        for search, n, rows in (*groups, (self._search_all, len(inside), np.arange(len(queries)))):
+            short = rows[found[rows, -1] == NOTHING]  # a narrow search may leave some; in the end look everywhere
             if len(short) == 0 or n == 0:
-                break
-            answers = search(queries[short], n, inside)
-            for row, (ids, cosines) in zip(short, answers, strict=True):
+                continue
+            for row, (ids, cosines) in zip(short, search(queries[short], int(n), inside), strict=True):
                 keep = [i for i, item in enumerate(ids.tolist()) if item != NOTHING and item not in excluded[row]][:k]
                 found[row, : len(keep)], scores[row, : len(keep)] = ids[keep], cosines[keep]
         left = (found != NOTHING).sum(axis=1)  # [B]

@@ -140,6 +140,13 @@ def test_there_are_k_answers_wherever_there_are_k(built, options):
     assert (found == [row[np.isin(row, IDS[:29])][:1] for row in ORDER]).all()
 
 
+@cases(HASTY)
+def test_what_one_query_excludes_changes_nothing_for_the_others(built, options):
+    index = built(**options)
+    found, _ = index.search(QUERIES, 3, exclude=[ORDER[0, :250], *[()] * 8])
+    assert (found[1:] == index.search(QUERIES[1:], 3)[0]).all()
+
+
 @cases(EXHAUSTIVE)
 def test_too_few_left_is_an_error_or_padding(built, options):
     index = built(VECTORS[:6], IDS[:6], **options)

@@ -26,6 +26,8 @@ def test_tables_have_the_best_first_and_what_training_took():
     assert [line[0] for line in plain] == ["dssm", "dssm_mean", "ease", "popularity", "chance", "strange"]
     assert plain[0][1:] == ["0.220", "0.500", "0.110", "0.500", "22.0", "s"]
     assert set(RECIPES) <= set(MODELS)
+    captions = [plain_scoreboard({**results(), "seeds": n}).splitlines()[0] for n in (1, 2)]
+    assert ["one seed for" in captions[0], "mean of 2 seeds for" in captions[1]] == [True, True]
 
 
 @pytest.mark.parametrize("missing", [(), ("dssm_mean", "ease", "chance"), ("dssm",)])

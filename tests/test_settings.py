@@ -30,6 +30,13 @@ def test_numbers_from_the_environment(monkeypatch, function, default, cases):
         assert function() == expected
 
 
+def test_a_large_data_set_has_one_seed_unless_more_are_asked_for(monkeypatch):
+    monkeypatch.setenv("DSSM_DATASET", "ml-1m")
+    assert seeds() == [0]
+    monkeypatch.setenv("DSSM_SEEDS", "3")
+    assert seeds() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "²", " "])
 def test_nonsense_for_the_number_of_seeds_is_refused(monkeypatch, text):
     monkeypatch.setenv("DSSM_SEEDS", text)

@@ -126,6 +126,19 @@ def test_artifacts_of_version_1_are_set_aside_with_a_word(workspace, tables, cap
     assert "moved to synthetic-version-1" in capsys.readouterr().out
 
 
+def test_a_comparison_takes_all_rows_or_so_many_and_says_so(capsys):
+    rows = np.arange(0, 3000, 3)
+    assert Workspace.glance(rows, 1000) is rows
+    assert capsys.readouterr().out == ""
+    some = Workspace.glance(rows, 100)
+    assert capsys.readouterr().out == "for this comparison, 100 of 1,000 rows, drawn at random\n"
+    assert len(set(some)) == 100
+    assert set(some) < set(rows)
+    assert (some == np.sort(some)).all()
+    assert 1000 < some.mean() < 2000  # from everywhere
+    assert (some == Workspace.glance(rows, 100)).all()  # everything in a notebook is compared on the same ones
+
+
 def test_an_unknown_name_is_refused(workspace):
     with pytest.raises(ValueError, match="unknown model 'dsm'; choose one of dssm, dssm_mean"):
         workspace.trained("dsm")

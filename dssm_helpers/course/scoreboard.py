@@ -74,7 +74,8 @@ def ranked_models(results: Mapping[str, Any], by: str = "ndcg@10") -> list[tuple
 
 def plain_scoreboard(results: Mapping[str, Any]) -> str:
     """As text for a terminal."""
-    lines = [f"Scoreboard, {results['dataset']} (test, mean of {results['seeds']} seeds for trained models)"]
+    seeds = "one seed" if results["seeds"] == 1 else f"mean of {results['seeds']} seeds"
+    lines = [f"Scoreboard, {results['dataset']} (test, {seeds} for trained models)"]
     lines.append(f"{'model':<14}" + "".join(f"{title:>10}" for title in COLUMNS.values()) + f"{'train':>9}")
     for name, row in ranked_models(results):
         figures = "".join(f"{row[column]:>10.3f}" for column in COLUMNS)

@@ -75,6 +75,18 @@ class Workspace:
         """What trained models and results rest on: a digest of data, split and code."""
         return digest([self.data.fingerprint(), self.split.fingerprint(), code_digest()])
 
+    @staticmethod
+    def glance(rows: np.ndarray, most: int = 100_000) -> np.ndarray:
+        """What a training that is only compared with its like learns from: ``rows``, or ``most`` of them at random.
+
+        So ml-100k is taken whole; where something is left out, a line says so. Rows are drawn, not users: a history is
+        gathered from everything before its row, whichever rows are trained on, and nobody's id stays untrained.
+        """
+        if len(rows) <= most:
+            return rows
+        print(f"for this comparison, {most:,} of {len(rows):,} rows, drawn at random")
+        return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+
     # -- trained models ---------------------------------------------------------------------------------------------
 
     def trained(self, model: str = "dssm", seed: int = 0, **training: Any) -> tuple[DSSM, float]:
