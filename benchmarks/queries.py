@@ -1,106 +1,91 @@
-"""What is asked: typos, new words, bare names; names or signatures as documents. ``python benchmarks/queries.py``
-writes ``queries.json`` (notebook 16).
+"""What is asked, and of what: ``python benchmarks/queries.py`` writes ``queries.json`` (notebook 16).
 
+Summaries, bare names, misspelt names and half of each, over the docstrings' functions as names and as signatures.
 NDCG@10 over all documents, means of three seeds. ``names too`` trains on the training documents' bare names as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from machine import machine, write_json
 
 from dssm_helpers import text as search
-from dssm_helpers.course.corpora import (
-    BM25,
-    alternate_names,
-    bare_names,
-    docstrings,
-    reciprocal_rank_fusion,
-    split_pairs,
-    typo,
-)
+from dssm_helpers.course.corpora import BM25, bare_names, docstrings, reciprocal_ranks, split_pairs, typo
 from dssm_helpers.evaluation import ndcg, paired_bootstrap, ranks_of
-from dssm_helpers.text import text_trigrams, words
+from dssm_helpers.text import text_trigrams
 
 FILE, SEEDS = Path(__file__).with_suffix(".json"), 3
-PARTS = ("validation", "test", "unseen")
-CORPORA = {
-    "docstrings": (docstrings, {"n": 500, "longest": 100, "epochs": 10, "batch_size": 512}),
-    "signatures": (partial(docstrings, signature=True), {"n": 500, "longest": 100, "epochs": 10, "batch_size": 512}),
-    "names": (alternate_names, {"n": 2000, "longest": 24, "epochs": 2, "batch_size": 1024}),
-}
-GAINS = (("DSSM", "BM25, trigrams"), ("both", "DSSM"), ("both", "BM25, trigrams"), ("DSSM, names too", "DSSM"))
-GAINS += (("DSSM, names too", "BM25, trigrams"), ("both, names too", "DSSM, names too"))
+MODELS = {"docstrings": ("DSSM", "DSSM, names too"), "signatures": ("DSSM",)}
 
 
-def ndcg_of(score: Callable, texts: np.ndarray, clicked: np.ndarray) -> np.ndarray:
-    """NDCG@10 ``[Q]``, scored in parts."""
-    parts = range(0, len(texts), 500)
-    return ndcg(np.concatenate([ranks_of(score(texts[i : i + 500]), clicked[i : i + 500]) for i in parts]))
+def kinds_of(texts: np.ndarray, names: np.ndarray) -> dict[str, np.ndarray]:
+    """The same documents asked for by summary, by bare name, by a name with a typo, and half by summary and name."""
+    rng = np.random.default_rng(0)
+    typos = np.array([typo(name, rng) for name in names])
+    half = np.where(np.arange(len(texts)) % 2 == 0, texts, names)
+    return {"summaries": texts, "bare names": names, "misspelt": typos, "half and half": half}
 
 
-def measure(name: str) -> dict:
-    """Means, ranges between seeds, and paired gains for each kind of query and part of one corpus."""
-    load, settings = CORPORA[name]
-    pairs, documents = load()
-    text, clicked = pairs["query"].to_numpy(), pairs["clicked"].to_numpy()
-    rows, longest, names = split_pairs(clicked, settings["n"]), settings["longest"], bare_names(documents)
-    train, known = rows["train"], [*documents, *text[rows["train"]]]
-    vocabulary, seen = search.fit_trigrams(known), {word for one in known for word in words(one)}
-    shown = search.hashed(documents, vocabulary, longest)
+def measure(name: str) -> dict[str, Any]:
+    """For each part and kind of query the searches' means, the range between seeds, and gains over one another."""
+    pairs, documents = docstrings(signature=name == "signatures")
+    text, clicked, names = pairs["query"].to_numpy(), pairs["clicked"].to_numpy(), bare_names(documents)
+    rows = split_pairs(clicked, 500)
+    train, target = rows["train"], clicked[rows["train"]]
+    vocabulary = search.fit_trigrams([*documents, *text[train]])
+    shown = search.hashed(documents, vocabulary)
+    searches = {"BM25, words": [BM25(documents)], "BM25, trigrams": [BM25(documents, text_trigrams)]}
 
-    def towers(seed: int, names_too: bool = False) -> Callable:
+    def towers(seed: int, names_too: bool):
         torch.manual_seed(seed)
-        model, target = search.paper_model(vocabulary), clicked[train]
-        named = np.unique(target[names[target] != ""]) if names_too else target[:0]
-        queries = search.hashed([*text[train], *names[named]], vocabulary, longest)
-        options = {"epochs": settings["epochs"], "batch_size": settings["batch_size"], "seed": seed}
-        search.fit_pairs(model, queries, shown, np.concatenate([target, named]), **options)
+        named = np.unique(target[(names[target] != "") & names_too])
+        model, clicks = search.paper_model(vocabulary), np.concatenate([target, named])
+        queries = search.hashed([*text[train], *names[named]], vocabulary)
+        search.fit_pairs(model, queries, shown, clicks, epochs=10, batch_size=512, seed=seed)
         vectors = search.vectors(model, shown, "document").T
-        return lambda texts: search.vectors(model, search.hashed(texts, vocabulary, longest)) @ vectors
+        return lambda texts: search.vectors(model, search.hashed(texts, vocabulary)) @ vectors
 
-    grams = BM25(documents, text_trigrams)
-    methods = {"BM25, words": [BM25(documents)], "BM25, trigrams": [grams]}
-    for suffix in ("", ", names too") if name != "names" else ("",):
-        methods[f"DSSM{suffix}"] = found = [towers(seed, bool(suffix)) for seed in range(SEEDS)]
-        methods[f"both{suffix}"] = [lambda texts, f=f: reciprocal_rank_fusion(f(texts), grams(texts)) for f in found]
-    result = {"pairs": len(pairs), "documents": len(documents), "boards": {}}
-    for part in PARTS:
-        asked, target, rng = text[rows[part]], clicked[rows[part]], np.random.default_rng(0)
-        new = np.array([any(word not in seen for word in words(one)) for one in asked])
-        kinds = {"all": (asked, target), "a new word": (asked[new], target[new])}
-        kinds["typos"] = np.array([typo(one, rng) for one in asked]), target
-        if name != "names":
-            one = names[target] != ""
-            asked, target = asked[one], target[one]
-            half = np.arange(len(target)) % 2 == 0
-            kinds |= {"summaries": (asked, target), "bare names": (names[target], target)}
-            kinds["half and half"] = np.where(half, asked, names[target]), target
-        for kind, of in kinds.items():
-            values = {method: np.array([ndcg_of(score, *of) for score in scores]) for method, scores in methods.items()}
-            means = {method: value.mean(axis=1) for method, value in values.items()}
-            pairs_of = [(ours, theirs) for ours, theirs in GAINS if ours in values]
-            result["boards"][f"{kind}, {part}"] = {
-                "n": len(of[1]),
-                "ndcg": {method: round(float(mean.mean()), 4) for method, mean in means.items()},
-                "seeds": {method: [round(float(m.min()), 4), round(float(m.max()), 4)] for method, m in means.items()},
-                "gains": {f"{a} over {b}": str(paired_bootstrap(values[a], values[b])) for a, b in pairs_of},
-            }
-            print(name, part, kind, result["boards"][f"{kind}, {part}"], flush=True)
+    for model in MODELS[name]:
+        searches[model] = [towers(seed, model != "DSSM") for seed in range(SEEDS)]
+    result = {"pairs": len(pairs), "documents": len(documents)}
+    for part in ("validation", "test"):
+        at = rows[part][names[clicked[rows[part]]] != ""]
+        kinds = kinds_of(text[at], names[clicked[at]])
+        result[part] = {kind: compare(searches, asked, clicked[at]) for kind, asked in kinds.items()}
     return result
+
+
+def compare(searches: dict[str, list], asked: np.ndarray, clicked: np.ndarray) -> dict[str, Any]:
+    """Each search alone, and each model fused with each BM25."""
+    scores = {name: [score(asked) for score in seeds] for name, seeds in searches.items()}
+    found = {name: np.array([ndcg(ranks_of(score, clicked)) for score in seeds]) for name, seeds in scores.items()}
+    reciprocal = {name: [reciprocal_ranks(score) for score in seeds] for name, seeds in scores.items()}
+    gains = [("DSSM, names too", "DSSM")] if "DSSM, names too" in searches else []
+    for model in [name for name in searches if name.startswith("DSSM")]:
+        for bm25 in ("BM25, words", "BM25, trigrams"):
+            (other,), both = reciprocal[bm25], f"{model} + {bm25[6:]}"
+            found[both] = np.array([ndcg(ranks_of(one + other, clicked)) for one in reciprocal[model]])
+            gains += [(model, bm25), (both, model), (both, bm25)]
+    means = {name: values.mean(axis=1) for name, values in found.items()}
+    return {
+        "n": len(clicked),
+        "ndcg": {name: round(float(mean.mean()), 4) for name, mean in means.items()},
+        "range": {name: round(float(np.ptp(mean)), 4) for name, mean in means.items()},
+        "gains": {f"{a} over {b}": paired_bootstrap(found[a], found[b], 2000) for a, b in gains},
+    }
 
 
 def main() -> None:
     torch.set_num_threads(1)
     result = {"machine": machine(), "seeds": SEEDS}
-    for name in CORPORA:
+    for name in MODELS:
         result[name] = measure(name)
         write_json(FILE, result)
+        print(name, result[name]["validation"], flush=True)  # the test is looked at in the notebook, once
 
 
 if __name__ == "__main__":

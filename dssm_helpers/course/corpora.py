@@ -6,7 +6,7 @@ import ast
 import functools
 import importlib.util
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import sparse
 from sklearn.feature_extraction.text import CountVectorizer
 
+from ..evaluation import ranks_of
 from ..text import Tokens, words
 
 LIBRARIES = ("numpy", "scipy", "pandas", "sklearn", "matplotlib")
@@ -132,6 +133,22 @@ class BM25:
         return (self.counter.transform(queries) @ self.weights.T).toarray()
 
 
+def ranked(
+    score: Callable[[Sequence[str]], np.ndarray], texts: np.ndarray, clicked: np.ndarray, at_once: int = 250
+) -> np.ndarray:
+    """Rank ``[Q]`` of each query's document, some queries ``at_once``: a score for every document is much to keep."""
+    starts = range(0, len(texts), at_once)
+    ranks = [ranks_of(score(texts[i : i + at_once]), clicked[i : i + at_once]) for i in starts]
+    return np.concatenate(ranks)
+
+
 def reciprocal_rank_fusion(*scores: np.ndarray, k: int = 60) -> np.ndarray:
     """One score ``[Q, D]`` of several searches: 1 / (k + rank), summed (G. V. Cormack et al., SIGIR 2009)."""
-    return sum(1 / (k + 1 + (-score).argsort(axis=1, kind="stable").argsort(axis=1)) for score in scores)
+    return sum(reciprocal_ranks(score, k) for score in scores)
+
+
+def reciprocal_ranks(scores: np.ndarray, k: int = 60) -> np.ndarray:
+    """1 / (k + rank) ``[Q, D]``, the best document of a row having rank 1."""
+    best_first, reciprocal = (-scores).argsort(axis=1, kind="stable"), np.empty(scores.shape)
+    np.put_along_axis(reciprocal, best_first, 1 / (k + 1 + np.arange(scores.shape[1]))[None], axis=1)
+    return reciprocal
