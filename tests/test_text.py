@@ -16,6 +16,7 @@ from dssm_helpers.course.corpora import (
     described,
     distinct,
     docstrings,
+    ranked,
     reciprocal_rank_fusion,
     split_pairs,
     typo,
@@ -106,6 +107,12 @@ def test_ranks_count_ties_half_and_fusion_adds_reciprocal_ranks():
     assert ranks_of(scores, [1, 2]).tolist() == [2.5, 2.5]
     fused = reciprocal_rank_fusion(np.array([[3.0, 2, 1]]), np.array([[10.0, 30, 20]]))
     np.testing.assert_allclose(fused, [[1 / 61 + 1 / 63, 1 / 62 + 1 / 61, 1 / 63 + 1 / 62]])
+
+
+def test_ranking_in_parts_is_ranking_at_once():
+    texts, clicked = np.array(["red car", "blue", "slow boat", "car", "nothing"]), np.array([0, 1, 2, 1, 0])
+    score = BM25(["red red car", "blue car", "a green and slow boat"])
+    np.testing.assert_array_equal(ranked(score, texts, clicked, at_once=2), ranks_of(score(texts), clicked))
 
 
 def test_pairs_are_distinct_and_the_split_leaks_nothing():
