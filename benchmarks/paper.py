@@ -53,7 +53,7 @@ def main() -> None:
         found = {part: {k: round(float(ndcg(r, k).mean()), 4) for k in (1, 3, 10)} for part, r in ranks[name].items()}
         result["runs"][name] = {"seconds": round(seconds, 1), **found}
         write_json(FILE, result)
-        print(name, result["runs"][name], flush=True)
+        print(name, found["validation"], flush=True)
 
     def train(gamma=10, dims=(300, 128), layers=1, negatives=None, sgd=None, epochs=2, seed=0, tokens=text_trigrams):
         torch.manual_seed(seed)

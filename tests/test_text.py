@@ -12,11 +12,14 @@ import torch
 from dssm_helpers import text as search
 from dssm_helpers.course.corpora import (
     BM25,
+    bare_names,
     described,
     distinct,
     docstrings,
+    ranked,
     reciprocal_rank_fusion,
     split_pairs,
+    typo,
 )
 from dssm_helpers.evaluation import ranks_of
 from dssm_helpers.onnx_export import OnnxTower, export_onnx
@@ -106,6 +109,12 @@ def test_ranks_count_ties_half_and_fusion_adds_reciprocal_ranks():
     np.testing.assert_allclose(fused, [[1 / 61 + 1 / 63, 1 / 62 + 1 / 61, 1 / 63 + 1 / 62]])
 
 
+def test_ranking_in_parts_is_ranking_at_once():
+    texts, clicked = np.array(["red car", "blue", "slow boat", "car", "nothing"]), np.array([0, 1, 2, 1, 0])
+    score = BM25(["red red car", "blue car", "a green and slow boat"])
+    np.testing.assert_array_equal(ranked(score, texts, clicked, at_once=2), ranks_of(score(texts), clicked))
+
+
 def test_pairs_are_distinct_and_the_split_leaks_nothing():
     rows = [("Sao Paulo", "b"), ("sao-paulo", "b"), ("two homes", "a"), ("two homes", "b"), ("A", "a"), ("other", "a")]
     assert distinct(rows, ["a", "b"])[0]["query"].tolist() == ["Sao Paulo", "other"]
@@ -119,7 +128,34 @@ def test_pairs_are_distinct_and_the_split_leaks_nothing():
 def test_docstrings_are_read_without_importing():
     functions = "  def f(self, x):\n    'Does two.'\n  def _g(self):\n    'No.'"
     tree = ast.parse(f"class A:\n  'Makes one.\\n\\nMore.'\n{functions}")
-    assert sorted(described(tree, "m", True)) == [("Does two.", "m.A.f(x)"), ("Makes one.", "m.A")]
+    assert sorted(described(tree, "m")) == [("Does two.", "m.A.f", "(x)"), ("Makes one.", "m.A", "")]
     pairs, documents = docstrings(["onnxruntime"])
     assert len(documents) == len(set(documents)) > 5
     assert (documents[pairs["clicked"]] == pairs["document"]).all()
+
+
+def test_a_signature_changes_the_documents_and_nothing_else():
+    (pairs, names), (same, signed) = (docstrings(["onnxruntime"], signature) for signature in (False, True))
+    assert same[["query", "clicked"]].equals(pairs[["query", "clicked"]])
+    assert [text.partition("(")[0] for text in signed] == list(names)
+    assert any("(" in text for text in signed)
+    assert (signed[same["clicked"]] == same["document"]).all()
+
+
+def test_a_typo_is_one_edit_and_each_kind_comes():
+    rng, word = np.random.default_rng(0), "bonn"
+    slips = {typo(word, rng) for _ in range(500)}
+    dropped = {word[:i] + word[i + 1 :] for i in range(4)}
+    doubled = {word[: i + 1] + word[i:] for i in range(4)}
+    swapped = {"obnn", "bnon"}  # the last two are equal
+    assert slips >= dropped | doubled | swapped
+    assert word not in slips
+    replaced = slips - dropped - doubled - swapped
+    assert all(len(slip) == 4 and sum(a != b for a, b in zip(slip, word, strict=True)) == 1 for slip in replaced)
+    assert {next(i for i in range(4) if slip[i] != word[i]) for slip in replaced} == {0, 1, 2, 3}
+    assert typo("Bonn am Rhein", np.random.default_rng(1)) == typo("Bonn am Rhein", np.random.default_rng(1))
+
+
+def test_bare_names_are_those_of_one_document():
+    documents = ["a.b.argsort(x)", "a.fit", "c.fit(self.x)", "top"]
+    assert bare_names(documents).tolist() == ["argsort", "", "", "top"]
