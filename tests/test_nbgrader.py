@@ -32,6 +32,7 @@ def command(*arguments: str, folder: Path) -> str:
         "PYTHONPATH": str(ROOT),
         "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"),
         "DSSM_DATASET": "synthetic",
+        "DSSM_ARTIFACTS_DIR": str(folder / "artifacts"),
     }
     done = subprocess.run(
         [str(tools / "nbgrader"), *arguments], cwd=folder, env=environment, capture_output=True, text=True
