@@ -9,19 +9,19 @@ import workers
 from conftest import NOTEBOOKS, ROOT, notebook_paths
 
 
-def test_all_notebooks_share_their_models_and_the_pages_their_browser():
-    named = [f"{folder}/{path.name}::" for folder in ("notebooks", "artifacts/solved") for path in notebook_paths()]
-    assert {workers.piece_of_work(name) for name in named} == {"notebooks"}
+def test_the_open_notebooks_train_in_one_place_and_the_pages_share_their_browser():
+    assert {workers.piece_of_work(f"notebooks/{path.name}::") for path in notebook_paths()} == {"open notebooks"}
     pages = [f"tests/test_{name}.py::test_a[00@x::y]" for name in ("browser", "book")]
     assert {workers.piece_of_work(name) for name in pages} == {"pages"}
-    assert workers.piece_of_work("tests/test_data.py::test_a") == "tests/test_data.py"
+    alone = ("tests/test_data.py", "artifacts/solved/00_overview.ipynb")
+    assert [workers.piece_of_work(f"{path}::test") for path in alone] == list(alone)
 
 
-def test_the_long_pieces_exist_and_come_first():
-    files = [f"{path.relative_to(ROOT).as_posix()}::test" for path in sorted((ROOT / "tests").glob("test_*.py"))]
-    order = sorted([*files, "notebooks/00_overview.ipynb::"], key=workers.place)
-    pieces = [workers.piece_of_work(name) for name in order]
-    assert pieces[:5] == ["colab", "notebooks", "pages", "pages", workers.LONG[3]]
+def test_the_long_pieces_exist_and_come_first_and_the_solved_notebooks_after_the_open_ones():
+    files = [path.relative_to(ROOT).as_posix() for path in (*notebook_paths(), *sorted(ROOT.glob("tests/test_*.py")))]
+    solved = [f"artifacts/solved/{path.name}" for path in notebook_paths()]
+    pieces = list(dict.fromkeys(workers.piece_of_work(f"{f}::") for f in sorted(solved + files, key=workers.place)))
+    assert pieces[: 4 + len(solved)] == ["colab", "open notebooks", "pages", "nbgrader", *solved]
 
 
 def test_an_open_exercise_is_no_failure_in_the_open_notebooks_alone(monkeypatch):
