@@ -170,7 +170,7 @@ def test_a_failed_download_is_named_and_leaves_nothing_and_the_mirror_delivers(s
     server.pages["/first/ml-1m.zip"] = page
     host = "http://127.0.0.1:9" if first == "refused" else f"{server.url}/first"  # nobody listens at port 9
     monkeypatch.setattr(movielens, "HOSTS", (host, f"{server.url}/second"))
-    with pytest.raises(DataUnavailable, match=f"{host}/ml-1m.zip: .*({reason})"):
+    with pytest.raises(DataUnavailable, match=f"(?s)could not get ml-1m.*{host}/ml-1m.zip: .*({reason})"):
         load("ml-1m", tmp_path)
     assert names(tmp_path) == []
     server.pages["/second/ml-1m.zip"] = CONTENT["ml-1m"]
