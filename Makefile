@@ -63,11 +63,12 @@ run: $(READY)
 
 # One seed instead of three keeps the suite short; the code is the same. The notebooks run three times: as a learner finds
 # them, exercises open; alone with the wheel, as on Colab; and with every solution in its place, where a wrong solution or a
-# missing optional part fails.
+# missing optional part fails. Two workers with a thread each (tests/workers.py says who does what): pip, the browser and
+# kernels that start keep one of them waiting, and a training gains little from a second thread.
 test: $(READY) solved
 	@$(PY) -m ruff check --quiet . && $(PY) -m ruff format --quiet --check .
-	DSSM_SEEDS=$${DSSM_SEEDS:-1} $(PY) -m pytest --nbmake --nbmake-timeout=900 notebooks
-	DSSM_SEEDS=$${DSSM_SEEDS:-1} DSSM_STRICT=1 $(PY) -m pytest --nbmake --nbmake-timeout=900 tests artifacts/solved
+	OMP_NUM_THREADS=1 DSSM_SEEDS=$${DSSM_SEEDS:-1} DSSM_STRICT=1 $(PY) -m pytest -n 2 --dist loadscope \
+	  --no-loadscope-reorder --durations=10 --nbmake --nbmake-timeout=900 tests notebooks artifacts/solved
 
 lab: $(READY)
 	@$(PY) -m jupyter lab notebooks/00_overview.ipynb --LabApp.news_url=None $(FLAGS)

@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+import workers
 
 from dssm_helpers.course.workspace import Workspace
 from dssm_helpers.data import EncodedData, Split, encode, split_by_time
@@ -21,6 +22,10 @@ from dssm_helpers.movielens import SCHEMA, MovieLens, synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(workers)  # as a plugin it sees the notebooks too, which lie outside of this folder
 
 
 def notebook_paths() -> list[Path]:

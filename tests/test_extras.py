@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -84,10 +85,24 @@ def test_the_set_up_cell_takes_the_clone_else_a_wheel_nearby_else_one_on_the_dri
     assert set_up(tmp_path) == ""  # the clone needs no pip
 
 
+def asked(path: Path) -> set[str]:
+    """The extras that a notebook's first cells ask for."""
+    calls = re.findall(r"^needs\((.*)\)", nbformat.read(path, as_version=4).cells[2].source, re.M)
+    return set(re.findall(r'"(\w+)"', ", ".join(calls)))
+
+
 def test_notebooks_ask_for_extras_that_there_are_and_the_first_six_for_none():
     known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     for path in notebook_paths():
-        asked = re.findall(r"^needs\((.*)\)", nbformat.read(path, as_version=4).cells[2].source, re.M)
-        names = re.findall(r'"(\w+)"', ", ".join(asked))
-        assert set(names) <= known.keys(), path.stem
-        assert path.stem[:2] > "05" or not names, path.stem
+        assert asked(path) <= known.keys(), path.stem
+        assert path.stem[:2] > "05" or not asked(path), path.stem
+
+
+def test_the_instructors_table_of_extras_names_the_notebooks_that_ask_for_them():
+    said = {path.stem[:2]: set() for path in notebook_paths()}
+    text = (ROOT / "docs" / "instructor.md").read_text(encoding="utf-8").partition("| extra | notebooks |")[2]
+    for extra, cell in re.findall(r"^\| `?(\w+)`? \| ([\d–, ]+) \|", text.partition("\n\n")[0], re.M):
+        for first, last in re.findall(r"(\d\d)(?:–(\d\d))?", cell):
+            for number in range(int(first), int(last or first) + 1):
+                said[f"{number:02}"].add(extra)
+    assert said == {path.stem[:2]: asked(path) or {"none"} for path in notebook_paths()}

@@ -260,6 +260,8 @@ def build(kind: str) -> int:
         with write_atomically(written) as temporary:
             nbformat.write(solve(notebook) if kind == "solved" else for_nbgrader(notebook), temporary)
     if kind == "nbgrader":
-        (target / "nbgrader_config.py").write_text("c = get_config()\nc.CourseDirectory.course_id = 'dssm'\n")
+        # Of itself nbgrader gives a cell 30 s, and cells here train.
+        settings = ("c = get_config()", "c.CourseDirectory.course_id = 'dssm'", "c.Execute.timeout = 1800")
+        (target / "nbgrader_config.py").write_text("\n".join(settings) + "\n")
     print(f"{len(notebook_paths())} notebooks in {target}")
     return 0

@@ -19,7 +19,8 @@ def virtual_environment(folder: Path, *packages: Sequence[str]) -> Path:
     if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
         print(f"making the environment {folder.name}, once …", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        # Isolated: what PYTHONPATH leads to would count as installed.
+        pip = [str(python), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         for group in packages:
             subprocess.run([*pip, *group], check=True)
         ready.write_text(wanted, encoding="utf-8")
