@@ -1,9 +1,10 @@
-"""What a ranker reads about a user and a candidate, and diversity: NumPy alone, so a server can use it (notebook 14)."""
+"""What a ranker reads about a user and a candidate, and diversity: NumPy alone, for a server too (notebook 14)."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,10 +65,16 @@ class PairTables:
     @classmethod
     def from_bytes(cls, content: bytes) -> PairTables:
         arrays = dict(np.load(io.BytesIO(content)))
-        columns = {
-            name.removeprefix("column "): arrays.pop(name) for name in list(arrays) if name.startswith("column ")
-        }
-        return cls(columns=columns, **arrays)
+        columns = [name for name in arrays if name.startswith("column ")]
+        return cls(columns={name.removeprefix("column "): arrays.pop(name) for name in columns}, **arrays)
+
+
+class Lists(NamedTuple):
+    """Candidates of ``B`` queries, best first by retrieval; ``target`` is its place, or -1 where it was not found."""
+
+    items: np.ndarray  # [B, k]
+    pairs: np.ndarray  # [B, k, F] float32
+    target: np.ndarray  # [B]
 
 
 def mmr(relevance: np.ndarray, vectors: np.ndarray, n: int = 10, trade: float = 0.7) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from .evaluation import EASE, ItemKNN, Scorer, TwoTowerScorer, ranks_of, top_k
 from .features import BatchBuilder
 from .model import evaluation_mode
 from .onnx_export import write_onnx
-from .pairs import NEWEST, RETRIEVED, PairTables
+from .pairs import NEWEST, RETRIEVED, Lists, PairTables
 from .vocabulary import FIRST, PADDING
 
 
@@ -66,20 +65,18 @@ def pair_tables(data: EncodedData, train: np.ndarray, scorer: TwoTowerScorer) ->
     return PairTables(tables[0], tables[1], popularity, columns)
 
 
-class Lists(NamedTuple):
-    """Candidates of ``B`` queries, best first by retrieval. ``target``: their place, or -1 where it is not among them."""
-
-    items: np.ndarray  # [B, k]
-    pairs: np.ndarray  # [B, k, F] float32
-    target: np.ndarray  # [B]
-
-
 def candidate_lists(
     scorer: Scorer, tables: PairTables, data: EncodedData, positions: np.ndarray, k: int = RETRIEVED
 ) -> Lists:
     """What retrieval hands the ranker at each position, with the features of each pair."""
     found = [top_k(scorer, data, part, k) for part in np.array_split(positions, -(-len(positions) // 1024))]
-    items, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return pair_lists(tables, data, positions, *(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def pair_lists(
+    tables: PairTables, data: EncodedData, positions: np.ndarray, items: np.ndarray, scores: np.ndarray
+) -> Lists:
+    """Lists of the given candidates ``items [B, k]`` and their cosines ``scores [B, k]``."""
     histories = BatchBuilder(data, NEWEST[-1]).users(positions)["history"].numpy()  # [B, L]
     pairs = np.stack([tables.features(*row) for row in zip(histories, items, scores, strict=True)])
     hit = items == data.item[positions][:, None]

@@ -23,7 +23,7 @@ import numpy as np
 from .files import Manifest, file_digest, read_manifest, write_folder
 from .index import NOTHING, Index
 from .onnx_export import OnnxTower, export_onnx, open_session
-from .pairs import RETRIEVED, PairTables
+from .pairs import NEWEST, RETRIEVED, PairTables
 from .retrieval import build_index, load_index
 from .schema import Column, Schema
 from .vocabulary import FIRST, UNKNOWN, load_vocabularies, save_vocabularies
@@ -135,10 +135,10 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as the user tower takes it. ``batch``: input name → ``[1]`` or ``[1, L]``. ``history [L]``: newest first. ``seen``: index ids."""
+    """A request as the user tower takes it, its ``batch``: input name → ``[1]`` or ``[1, L]``. ``seen``: index ids."""
 
     batch: dict[str, np.ndarray]
-    history: np.ndarray
+    history: np.ndarray  # [L], newest first, for a second stage
     seen: set[int]
     basis: str
     ignored: tuple[str, ...]
@@ -175,7 +175,7 @@ class Recommender:
         raw_ids, titles = self.vocabularies["item_id"].values.tolist(), json.loads(files["titles.json"])
         self._ids = [index_id(raw) for raw in raw_ids]
         self._counts = dict(zip(self._ids, counts.tolist(), strict=True))
-        self._second = None
+        self._second, self.retrieved = None, RETRIEVED  # for a second stage; fewer are quicker
         if "ranker.onnx" in files:
             self._second = PairTables.from_bytes(files["pairs.npz"]), open_session(files["ranker.onnx"])
         self._rows = {item: row for row, item in enumerate(self._ids, start=FIRST)}
@@ -215,14 +215,16 @@ class Recommender:
         row = int(given.get("user_id", [UNKNOWN])[0])
         batch = {name: given.get(name, table[row : row + 1]) for name, table in self._users.items()}
         items, seen = self._find_items([] if history is None else history)
-        newest = self.vocabularies["item_id"].encode(np.array(items[::-1], dtype=object))  # first, as in training
-        batch["history"] = latest = newest[None, : self.fields["max_history"]]  # [1, L]
-        basis = "user" if row != UNKNOWN else "history" if (latest > UNKNOWN).any() else "demographics"
+        longest = self.fields["max_history"]
+        latest = items[-max(longest, NEWEST[-1]) :][::-1]  # the newest first, as in training
+        history = self.vocabularies["item_id"].encode(np.array(latest, dtype=object))  # [L]
+        batch["history"] = history[None, :longest]
+        basis = "user" if row != UNKNOWN else "history" if (batch["history"] > UNKNOWN).any() else "demographics"
         if basis == "demographics" and all((index <= UNKNOWN).all() for index in given.values()):
             basis = "popularity"
         ignored += [f"item {_quoted.repr(item)}" for item in dict.fromkeys(items) if item not in self.titles]
         excluded = set() if self.fields["schema"].get("repeats") else seen
-        return Request(batch, newest, excluded, basis, tuple(ignored))
+        return Request(batch, history, excluded, basis, tuple(ignored))
 
     def _encode_columns(self, side: str, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
         """The given columns as indices ``[1]``, or ``[1, G]`` of a list, and values the vocabularies do not have."""
@@ -291,7 +293,7 @@ class Recommender:
         else:
             vector = self.user_tower(request.batch)  # [1, D]
             again = self._second is not None and (request.history > UNKNOWN).any()
-            fetch = max(k, RETRIEVED) if again else k
+            fetch = max(k, self.retrieved) if again else k
             found, cosines = now.index.search(vector, fetch, exclude=[request.seen], allow_fewer=True)
             best = dict(zip(found[0].tolist(), cosines[0].tolist(), strict=True))
             best.pop(NOTHING, None)  # which pads the answer where fewer than k are left

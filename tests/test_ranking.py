@@ -1,4 +1,4 @@
-"""pairs.py, ranking.py and the second stage in serving.py: no leakage, one order everywhere, diversity (notebook 14)."""
+"""pairs.py, ranking.py, the second stage in serving.py: no leakage, one order everywhere, diversity (notebook 14)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from test_onnx_export import make_model
 
 from dssm_helpers.evaluation import TwoTowerScorer, metrics, rank_targets
 from dssm_helpers.onnx_export import open_session
-from dssm_helpers.pairs import PairTables, mmr
+from dssm_helpers.pairs import Lists, PairTables, mmr
 from dssm_helpers.ranking import (
-    Lists,
     candidate_lists,
     export_ranker,
     fit_ranker,
@@ -42,13 +41,13 @@ def scorer(model, batches):
 
 
 @pytest.fixture(scope="module")
-def tables(data, split, scorer):
+def known(data, split, scorer):
     return pair_tables(data, split.train, scorer)
 
 
 @pytest.fixture(scope="module")
-def lists(data, split, scorer, tables):
-    return candidate_lists(scorer, tables, data, split.validation, K)
+def lists(data, split, scorer, known):
+    return candidate_lists(scorer, known, data, split.validation, K)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +56,9 @@ def ranker(lists):
 
 
 @pytest.fixture(scope="module")
-def second(model, data, split, ranker, tables, tmp_path_factory):
+def second(model, data, split, ranker, known, tmp_path_factory):
     path = tmp_path_factory.mktemp("second") / "bundle"
-    return export_bundle(path, model, data, split.train, second=(ranker, tables))
+    return export_bundle(path, model, data, split.train, second=(ranker, known))
 
 
 def test_queries_are_each_users_last_training_positions_and_the_past_ends_before_them(data, split):
@@ -102,8 +101,8 @@ def test_lists_hold_what_retrieval_finds_in_its_order(data, split, scorer, lists
     assert np.array_equal(lists.items[found, lists.target[found]], data.item[split.validation[found]])
 
 
-def test_features_have_names_and_say_what_they_say(data, split, tables, lists):
-    names, position = tables.names, split.validation[3]
+def test_features_have_names_and_say_what_they_say(data, split, known, lists):
+    names, position = known.names, split.validation[3]
     assert lists.pairs.shape[2] == len(names)
     history, items, pairs = (
         data.history(position)[::-1],
@@ -112,12 +111,12 @@ def test_features_have_names_and_say_what_they_say(data, split, tables, lists):
     )
     counts = data.item_counts(split.train)
     assert pairs["popularity"] == pytest.approx(np.log1p(counts[items]))
-    assert pairs["kNN, last 1"] == pytest.approx(tables.similar[0, history[0], items].astype(float), abs=1e-6)
+    assert pairs["kNN, last 1"] == pytest.approx(known.similar[0, history[0], items].astype(float), abs=1e-6)
     assert pairs["EASE, last 3"] == pytest.approx(
-        tables.similar[2, history[:3]][:, items].mean(0).astype(float), abs=1e-5
+        known.similar[2, history[:3]][:, items].mean(0).astype(float), abs=1e-5
     )
     assert pairs["vectors, last 10"] == pytest.approx(
-        (tables.vectors[history[:10]] @ tables.vectors[items].T).mean(0), abs=1e-5
+        (known.vectors[history[:10]] @ known.vectors[items].T).mean(0), abs=1e-5
     )
     genres = data.item_columns["genres"]
     share = [len(set(genres[i]) & set(genres[history[0]]) - {0}) > 0 for i in items]
@@ -125,12 +124,12 @@ def test_features_have_names_and_say_what_they_say(data, split, tables, lists):
     assert pairs["cosine below the best"].max() == 0
 
 
-def test_an_empty_history_and_an_unknown_item_have_features(tables):
-    pairs = tables.features(np.array([], dtype=np.int64), np.array([1, 5]), np.array([0.5, 0.1], dtype=np.float32))
+def test_an_empty_history_and_an_unknown_item_have_features(known):
+    pairs = known.features(np.array([], dtype=np.int64), np.array([1, 5]), np.array([0.5, 0.1], dtype=np.float32))
     assert np.isfinite(pairs).all()
-    alike = [i for i, name in enumerate(tables.names) if "last" in name]
+    alike = [i for i, name in enumerate(known.names) if "last" in name]
     assert not pairs[:, alike].any()
-    assert not tables.features(np.array([4, 5]), np.array([1]), np.ones(1, dtype=np.float32))[:, alike].any()
+    assert not known.features(np.array([4, 5]), np.array([1]), np.ones(1, dtype=np.float32))[:, alike].any()
 
 
 def test_near_in_time_counts_steps_of_one_user(data):
@@ -169,16 +168,16 @@ def test_the_file_ranks_as_the_network(ranker, lists, tmp_path):
         assert session.run(None, {"pairs": pairs})[0] == pytest.approx(expected.numpy(), abs=1e-4)
 
 
-def test_a_recommender_with_a_second_stage_gives_the_evaluated_order(second, data, split, scorer, ranker, tables):
+def test_a_recommender_with_a_second_stage_gives_the_evaluated_order(second, data, split, scorer, ranker, known):
     recommender, users, movies = Recommender.load(second), *(data.vocabularies[f"{s}_id"] for s in ("user", "item"))
     fewest = data.n_items - 2 - max(len(data.history(p)) for p in split.test)
-    lists = candidate_lists(scorer, tables, data, split.test, min(100, fewest))
+    lists = candidate_lists(scorer, known, data, split.test, min(100, fewest))
     changed = 0
     for position, items, scores in zip(split.test[:20], lists.items, ranked(ranker, lists), strict=False):
         (user,), history = users.decode([data.user[position]]), movies.decode(data.history(position))
         left = data.n_items - 2 - len(history)
         if left < 100:  # then the recommender ranks all that is left, and another list is another order
-            (items,), pairs, _ = candidate_lists(scorer, tables, data, np.array([position]), left)
+            (items,), pairs, _ = candidate_lists(scorer, known, data, np.array([position]), left)
             scores = ranked(ranker, Lists(items[None], pairs, np.array([-1])))[0]
         best = np.argsort(-scores, kind="stable")[:10]
         answer = recommender.recommend(user, history)
@@ -218,12 +217,12 @@ print(len(answer), 'torch' in sys.modules)
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split() == ["10", "False"]
 
 
-def test_tables_return_from_their_bytes(tables):
-    again = PairTables.from_bytes(tables.to_bytes())
-    assert again.names == tables.names
+def test_tables_return_from_their_bytes(known):
+    again = PairTables.from_bytes(known.to_bytes())
+    assert again.names == known.names
     for name in ("similar", "vectors", "popularity"):
-        assert np.array_equal(getattr(again, name), getattr(tables, name))
-    assert all(np.array_equal(again.columns[name], table) for name, table in tables.columns.items())
+        assert np.array_equal(getattr(again, name), getattr(known, name))
+    assert all(np.array_equal(again.columns[name], table) for name, table in known.columns.items())
 
 
 def test_mmr_goes_from_relevance_to_difference():
