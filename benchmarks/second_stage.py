@@ -51,8 +51,11 @@ def boosted(lists: Lists) -> Callable[[Lists], np.ndarray]:
     return lambda new: trees.decision_function(new.pairs.reshape(new.items.size, -1)).reshape(new.items.shape)
 
 
-def milliseconds(ws: Workspace, model: Any, ranker: Any, tables: PairTables) -> dict[str, float]:
+def milliseconds(ws: Workspace) -> dict[str, float]:
     """Median of a request on one core, by number of candidates (0: retrieval alone), measured in turns."""
+    model, scorer = ws.trained("dssm")[0], ws.scorer("dssm")
+    tables = pair_tables(ws.data, ws.split.train, scorer)
+    ranker = fit_ranker(candidate_lists(scorer, tables, ws.data, ws.split.validation), epochs=1)  # any will do
     users, movies = ws.data.vocabularies["user_id"], ws.data.vocabularies["item_id"]
     asked = [(*users.decode([ws.data.user[p]]), movies.decode(ws.data.history(p))) for p in ws.split.test[:100]]
     seconds: dict[int, list[float]] = {k: [] for k in (0, *KS)}
@@ -66,16 +69,15 @@ def milliseconds(ws: Workspace, model: Any, ranker: Any, tables: PairTables) -> 
         for k in seconds:
             both.retrieved = k
             seconds[k] += shared.seconds_of(partial((both if k else alone).recommend, user, history))
-    return {str(k): 1e3 * median(of) for k, of in seconds.items()}
+    return {"ms": {str(k): 1e3 * median(of) for k, of in seconds.items()}}
 
 
 def measure(ws: Workspace, seed: int) -> dict[str, Any]:
     """Ranks of every user's validation and test row in each way."""
     past, queries = go_back(ws.data, ws.split.train)
     then = Workspace(data=past, progress=False)
-    (old, old_tables), (scorer, tables) = (
-        (of := w.scorer("dssm", seed), pair_tables(w.data, w.split.train, of)) for w in (then, ws)
-    )
+    old, scorer = (TwoTowerScorer(w.trained("dssm", seed)[0], ws.batches) for w in (then, ws))
+    old_tables, tables = pair_tables(past, then.split.train, old), pair_tables(ws.data, ws.split.train, scorer)
     queries = np.random.default_rng(seed).permutation(queries)
     lists = candidate_lists(old, old_tables, ws.data, queries)
     now = {part: candidate_lists(scorer, tables, ws.data, getattr(ws.split, part), MOST) for part in PARTS}
@@ -85,12 +87,14 @@ def measure(ws: Workspace, seed: int) -> dict[str, Any]:
         ways[f"network, {n}"] = partial(ranked, ranker)
     for n in OF_TREES:
         ways[f"trees, {n}"] = boosted(Lists(*(of[:n] for of in lists)))
-    ways["random negatives"] = partial(ranked, fit_ranker(at_random(old, old_tables, ws, queries[:5000]), seed=seed))
+    wrong = {"today's retriever": candidate_lists(scorer, tables, ws.data, queries[:5000])}
+    wrong["random negatives"] = at_random(old, old_tables, ws, queries[:5000])
+    ways |= {name: partial(ranked, fit_ranker(of, seed=seed)) for name, of in wrong.items()}
     ways["retrieval"] = lambda lists: lists.pairs[:, :, 0]
     for part, those in now.items():
         found[part] = {name: _ranks(way(first(those)), first(those)) for name, way in ways.items()}
         found[part] |= {f"first {k}": _ranks(ranked(ranker, first(those, k)), first(those, k)) for k in KS}
-    return {**found, "ms": milliseconds(ws, ws.trained("dssm", seed)[0], ranker, tables) if seed == 0 else {}}
+    return found
 
 
 def _ranks(scores: np.ndarray, lists: Lists) -> list[float]:
@@ -121,6 +125,7 @@ if __name__ == "__main__":
     ws = Workspace("ml-100k", progress=False)
     points = [shared.point("second_stage", seed=seed, data=ws.data.fingerprint()) for seed in range(SEEDS)]
     runs = [shared.once(path, partial(measure, ws, seed)) for seed, path in enumerate(points)]
-    about = {"dataset": ws.dataset, "seeds": SEEDS, "machine": shared.machines(runs), "milliseconds": runs[0]["ms"]}
+    about = {"dataset": ws.dataset, "seeds": SEEDS, "machine": shared.machines(runs)}
+    about["milliseconds"] = shared.once(shared.point("second_stage", requests=True), partial(milliseconds, ws))["ms"]
     about |= {name: [run[name] for run in runs] for name in ("queries", "of these found")}
     shared.write_json(shared.HERE / "second_stage.json", {**about, **summary(runs)})

@@ -51,7 +51,7 @@ class PairTables:
         popularity = self.popularity[items]
         usual, length = parts[2] @ self.popularity[history], np.log1p(len(history))
         rows = [scores, scores - scores.max(initial=-1), popularity, popularity - usual, np.full(len(items), length)]
-        rows += list((parts @ alike).reshape(-1, len(items)))  # [4 · 4, k]
+        rows += list((parts @ alike).reshape(len(ALIKE), -1))  # [16, k]
         for column in self.columns.values():
             rows += list(parts[[0, 2]] @ column[history] @ column[items].T)
         return np.stack(rows, axis=1).astype(np.float32)
