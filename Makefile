@@ -100,6 +100,7 @@ bench: $(READY)
 	$(PY) benchmarks/out_of_core.py
 	$(PY) benchmarks/own.py
 	$(PY) benchmarks/paper.py
+	$(PY) benchmarks/second_stage.py
 	$(PY) benchmarks/report.py
 
 lint: $(READY)

@@ -26,6 +26,7 @@ from dssm_helpers.ranking import candidate_lists, fit_ranker, go_back, pair_list
 from dssm_helpers.serving import Recommender, export_bundle
 
 SEEDS, MOST, PARTS = 3, 200, ("validation", "test")
+LOST = 10_000  # the rank of a target that retrieval did not find; JSON has no infinity
 QUERIES, OF_TREES = (500, 1000, 2000, 5000, 10_000, 20_000), (1000, 5000, 20_000)
 KS = (10, 20, 50, 100, 200)
 
@@ -60,10 +61,9 @@ def milliseconds(ws: Workspace) -> dict[str, float]:
     asked = [(*users.decode([ws.data.user[p]]), movies.decode(ws.data.history(p))) for p in ws.split.test[:100]]
     seconds: dict[int, list[float]] = {k: [] for k in (0, *KS)}
     with TemporaryDirectory() as folder:
-        both, alone = f"{folder}/both", f"{folder}/alone"
-        export_bundle(both, model, ws.data, ws.split.train, second=(ranker, tables))
-        export_bundle(alone, model, ws.data, ws.split.train)
-        both, alone = Recommender.load(both), Recommender.load(alone)
+        rest = model, ws.data, ws.split.train
+        both = Recommender.load(export_bundle(f"{folder}/both", *rest, second=(ranker, tables)))
+        alone = Recommender.load(export_bundle(f"{folder}/alone", *rest))
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     for user, history in asked:
         for k in seconds:
@@ -98,25 +98,18 @@ def measure(ws: Workspace, seed: int) -> dict[str, Any]:
 
 
 def _ranks(scores: np.ndarray, lists: Lists) -> list[float]:
-    return np.minimum(ranks_within(scores, lists), 10_000).tolist()  # JSON has no infinity
+    return np.minimum(ranks_within(scores, lists), LOST).tolist()
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each part and way NDCG@10 over the seeds, and its difference to retrieval alone with its 95 % interval."""
-    found: dict[str, Any] = {}
-    for part in PARTS:
-        ranks = {name: np.array([run[part][name] for run in runs]) for name in runs[0][part]}  # [seeds, users]
-        gains = {name: ndcg(of) for name, of in ranks.items()}
-        found[part] = {
-            name: {
-                "ndcg": gain.mean(),
-                "seeds": gain.mean(axis=1).tolist(),
-                "over_retrieval": list(paired_bootstrap(gain, gains["retrieval"])),
-            }
-            for name, gain in gains.items()
-        }
-        found[f"{part}, recall"] = {str(k): float((ranks["retrieval"] <= k).mean()) for k in KS[:-1]}
-    return found
+def summary(runs: list[dict[str, Any]], part: str) -> dict[str, Any]:
+    """Of each way NDCG@10 over the seeds, how many targets are in the list, and the difference to retrieval alone."""
+    ranks = {name: np.array([run[part][name] for run in runs]) for name in runs[0][part]}  # [seeds, users]
+    gains = {name: ndcg(of) for name, of in ranks.items()}
+    of_seeds = {name: {"ndcg": gain.mean(), "seeds": gain.mean(axis=1).tolist()} for name, gain in gains.items()}
+    for name, row in of_seeds.items():
+        row["found"] = float((ranks[name] < LOST).mean())
+        row["over_retrieval"] = list(paired_bootstrap(gains[name], gains["retrieval"]))
+    return of_seeds
 
 
 if __name__ == "__main__":
@@ -128,4 +121,4 @@ if __name__ == "__main__":
     about = {"dataset": ws.dataset, "seeds": SEEDS, "machine": shared.machines(runs)}
     about["milliseconds"] = shared.once(shared.point("second_stage", requests=True), partial(milliseconds, ws))["ms"]
     about |= {name: [run[name] for run in runs] for name in ("queries", "of these found")}
-    shared.write_json(shared.HERE / "second_stage.json", {**about, **summary(runs)})
+    shared.write_json(shared.HERE / "second_stage.json", {**about, **{part: summary(runs, part) for part in PARTS}})
