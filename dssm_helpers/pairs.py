@@ -59,7 +59,7 @@ class PairTables:
     def to_bytes(self) -> bytes:
         """As a file of a bundle; :meth:`from_bytes` reads it."""
         file, arrays = io.BytesIO(), {f.name: getattr(self, f.name) for f in fields(self) if f.name != "columns"}
-        np.savez_compressed(file, **arrays, **{f"column {name}": table for name, table in self.columns.items()})
+        np.savez(file, **arrays, **{f"column {name}": table for name, table in self.columns.items()})
         return file.getvalue()
 
     @classmethod
