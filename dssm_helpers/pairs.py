@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -58,15 +58,15 @@ class PairTables:
 
     def to_bytes(self) -> bytes:
         """As a file of a bundle; :meth:`from_bytes` reads it."""
-        file, arrays = io.BytesIO(), {f.name: getattr(self, f.name) for f in fields(self) if f.name != "columns"}
-        np.savez(file, **arrays, **{f"column {name}": table for name, table in self.columns.items()})
+        file = io.BytesIO()
+        np.savez(file, **{**vars(self), "columns": list(self.columns)}, **self.columns)
         return file.getvalue()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> PairTables:
         arrays = dict(np.load(io.BytesIO(content)))
-        columns = [name for name in arrays if name.startswith("column ")]
-        return cls(columns={name.removeprefix("column "): arrays.pop(name) for name in columns}, **arrays)
+        columns = {name: arrays.pop(name) for name in arrays.pop("columns").tolist()}
+        return cls(columns=columns, **arrays)
 
 
 class Lists(NamedTuple):
@@ -78,15 +78,10 @@ class Lists(NamedTuple):
 
 
 def mmr(relevance: np.ndarray, vectors: np.ndarray, n: int = 10, trade: float = 0.7) -> np.ndarray:
-    """Places of ``n`` candidates, best first, by maximal marginal relevance (notebook 14, "Ten that differ").
+    """Places of ``n`` of ``k`` candidates by maximal marginal relevance (notebook 14, "Ten that differ").
 
-    Each next one has the largest ``trade · relevance - (1 - trade) · largest cosine with those chosen``; relevance is
-    scaled to [0, 1] within the list. ``trade`` 1 is the order of relevance, 0 looks for difference alone.
-
-    Args:
-        relevance: ``[k]``. vectors: ``[k, D]``, of unit length.
-
-    J. Carbonell and J. Goldstein, SIGIR 1998.
+    Each next one has the largest ``trade · relevance - (1 - trade) · largest cosine with those chosen``. ``relevance
+    [k]`` is scaled to [0, 1]; ``vectors [k, D]`` have length 1. J. Carbonell and J. Goldstein, SIGIR 1998.
     """
     scaled = (relevance - relevance.min()) / max(np.ptp(relevance), 1e-9)
     chosen, closest = [int(scaled.argmax())], np.full(len(scaled), -np.inf)

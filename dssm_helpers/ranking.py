@@ -1,7 +1,4 @@
-"""The second stage: where its queries come from, the network, its training (notebook 14).
-
-What it reads about a pair is in ``pairs.py``, which needs no torch.
-"""
+"""The second stage: its queries, the network, its training (notebook 14). What it reads is in ``pairs.py``."""
 
 from __future__ import annotations
 
@@ -51,18 +48,16 @@ def near_in_time(data: EncodedData, train: np.ndarray, steps: int = 5) -> np.nda
 def pair_tables(data: EncodedData, train: np.ndarray, scorer: TwoTowerScorer) -> PairTables:
     """The tables from the interactions at ``train`` and the retriever that was trained on them."""
     similar = [ItemKNN(data, train).similarity.numpy(), near_in_time(data, train), EASE(data, train).weights]
-    columns = {}
+    vectors, columns = scorer.item_vectors.cpu().numpy().copy(), {}
+    vectors[:FIRST] = 0  # what is unknown is like nothing
     for column in data.schema.of("item"):
         values = data.item_columns[column.name].reshape(data.n_items, -1)  # [I, G]
         ones = np.zeros((data.n_items, len(data.vocabularies[column.name])), dtype=np.float32)
         np.put_along_axis(ones, values, 1, axis=1)
         ones[:, PADDING] = ones[:FIRST] = 0
         columns[column.name] = ones / np.linalg.norm(ones, axis=1, keepdims=True).clip(min=1)
-    tables = [np.stack(similar).astype(np.float16), scorer.item_vectors.cpu().numpy().copy()]
-    for table in tables:
-        table[..., :FIRST, :] = 0
     popularity = np.log1p(data.item_counts(train)).astype(np.float32)
-    return PairTables(tables[0], tables[1], popularity, columns)
+    return PairTables(np.stack(similar).astype(np.float16), vectors, popularity, columns)
 
 
 def candidate_lists(
@@ -84,7 +79,7 @@ def pair_lists(
 
 
 class Ranker(nn.Module):
-    """Features of pairs ``[B, k, F]`` → scores ``[B, k]``: standardised, one hidden layer, every pair by itself."""
+    """Features of pairs ``[B, k, F]`` → scores ``[B, k]``: standardised, two hidden layers, every pair by itself."""
 
     def __init__(self, mean: Tensor, std: Tensor, width: int = 32):
         super().__init__()
@@ -101,7 +96,7 @@ def fit_ranker(lists: Lists, *, epochs: int = 4, learning_rate: float = 2e-3, se
     """Train with a softmax over each list; a query whose target retrieval did not find teaches nothing."""
     torch.manual_seed(seed)
     found = lists.target >= 0
-    pairs, target = torch.from_numpy(lists.pairs[found]), torch.from_numpy(lists.target[found])
+    pairs, target = (torch.from_numpy(of[found]) for of in (lists.pairs, lists.target))
     ranker = Ranker(pairs.mean(dim=(0, 1)), pairs.std(dim=(0, 1)))
     optimizer = torch.optim.AdamW(ranker.parameters(), weight_decay=0.01)
     steps = epochs * -(-len(pairs) // 128)

@@ -22,9 +22,9 @@ def check_list_loss(list_loss: Callable[[Tensor, Tensor], Tensor]) -> None:
             list_loss(scores, target),
             F.cross_entropy(scores[found], target[found]),
             "the loss",
-            "Minus the logarithm of the target's share of the softmax over its list, the mean over the lists that have one.",
-            (each.mean(), "A target of -1 picked the last candidate: indexing counts -1 from the end. Those lists teach "
-             "nothing, so leave them out."),
+            "Minus the logarithm of the target's share of its list's softmax; the mean over the lists that have one.",
+            (each.mean(), "A target of -1 picked the last candidate: indexing counts -1 from the end. Those lists "
+             "teach nothing, so leave them out."),
             ((each * found).mean(), "Lists without a target add nothing and still count in the mean: divide by the "
              "number of lists that have one."),
             (F.binary_cross_entropy_with_logits(scores[found], hit[found]), "That asks of each candidate by itself "
