@@ -1,8 +1,7 @@
 """The second stage on ml-100k, three seeds: ``python benchmarks/second_stage.py`` writes ``second_stage.json`` (14).
 
-A retriever of the past hands over the candidates of training queries, today's those of validation and test. NDCG@10 by
-number of training queries, of the network and of boosted trees, beside retrieval alone for the same users; then random
-negatives, fewer candidates, and what a request takes. An interrupted run goes on where it stopped.
+NDCG@10 of the network and of boosted trees by number of training queries, beside retrieval alone for the same users;
+then other training lists, fewer candidates, and what a request takes. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from dssm_helpers.ranking import candidate_lists, fit_ranker, go_back, pair_list
 from dssm_helpers.serving import Recommender, export_bundle
 
 SEEDS, MOST, PARTS = 3, 200, ("validation", "test")
+BESIDE = ("retrieval", "trees, 20000", "network, 5000")  # what the others are compared with
 LOST = 10_000  # the rank of a target that retrieval did not find; JSON has no infinity
 QUERIES, OF_TREES = (500, 1000, 2000, 5000, 10_000, 20_000), (1000, 5000, 20_000)
 KS = (10, 20, 50, 100, 200)
@@ -54,14 +54,14 @@ def boosted(lists: Lists) -> Callable[[Lists], np.ndarray]:
 
 def milliseconds(ws: Workspace) -> dict[str, float]:
     """Median of a request on one core, by number of candidates (0: retrieval alone), measured in turns."""
-    model, scorer = ws.trained("dssm")[0], ws.scorer("dssm")
+    scorer = ws.scorer("dssm")
     tables = pair_tables(ws.data, ws.split.train, scorer)
     ranker = fit_ranker(candidate_lists(scorer, tables, ws.data, ws.split.validation), epochs=1)  # any will do
     users, movies = ws.data.vocabularies["user_id"], ws.data.vocabularies["item_id"]
     asked = [(*users.decode([ws.data.user[p]]), movies.decode(ws.data.history(p))) for p in ws.split.test[:100]]
     seconds: dict[int, list[float]] = {k: [] for k in (0, *KS)}
     with TemporaryDirectory() as folder:
-        rest = model, ws.data, ws.split.train
+        rest = scorer.model, ws.data, ws.split.train
         both = Recommender.load(export_bundle(f"{folder}/both", *rest, second=(ranker, tables)))
         alone = Recommender.load(export_bundle(f"{folder}/alone", *rest))
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -81,7 +81,7 @@ def measure(ws: Workspace, seed: int) -> dict[str, Any]:
     queries = np.random.default_rng(seed).permutation(queries)
     lists = candidate_lists(old, old_tables, ws.data, queries)
     now = {part: candidate_lists(scorer, tables, ws.data, getattr(ws.split, part), MOST) for part in PARTS}
-    ways, found = {}, {"queries": len(queries), "of these found": int((lists.target >= 0).sum())}
+    ways, found = {}, {"queries": len(queries)}
     for n in QUERIES:
         ranker = fit_ranker(Lists(*(of[:n] for of in lists)), seed=seed)
         ways[f"network, {n}"] = partial(ranked, ranker)
@@ -102,14 +102,14 @@ def _ranks(scores: np.ndarray, lists: Lists) -> list[float]:
 
 
 def summary(runs: list[dict[str, Any]], part: str) -> dict[str, Any]:
-    """Of each way NDCG@10 over the seeds, how many targets are in the list, and the difference to retrieval alone."""
+    """Of each way NDCG@10, how many targets are in its lists, and paired differences with their 95 % intervals."""
     ranks = {name: np.array([run[part][name] for run in runs]) for name in runs[0][part]}  # [seeds, users]
-    gains = {name: ndcg(of) for name, of in ranks.items()}
-    of_seeds = {name: {"ndcg": gain.mean(), "seeds": gain.mean(axis=1).tolist()} for name, gain in gains.items()}
-    for name, row in of_seeds.items():
-        row["found"] = float((ranks[name] < LOST).mean())
-        row["over_retrieval"] = list(paired_bootstrap(gains[name], gains["retrieval"]))
-    return of_seeds
+    gains, rows = {name: ndcg(of) for name, of in ranks.items()}, {}
+    for name, gain in gains.items():
+        rows[name] = {"ndcg": gain.mean(), "seeds": gain.mean(axis=1).tolist()}
+        rows[name]["found"] = float((ranks[name] < LOST).mean())
+        rows[name] |= {f"over {other}": list(paired_bootstrap(gain, gains[other])) for other in BESIDE}
+    return rows
 
 
 if __name__ == "__main__":
@@ -118,7 +118,6 @@ if __name__ == "__main__":
     ws = Workspace("ml-100k", progress=False)
     points = [shared.point("second_stage", seed=seed, data=ws.data.fingerprint()) for seed in range(SEEDS)]
     runs = [shared.once(path, partial(measure, ws, seed)) for seed, path in enumerate(points)]
-    about = {"dataset": ws.dataset, "seeds": SEEDS, "machine": shared.machines(runs)}
+    about = {"dataset": ws.dataset, "seeds": SEEDS, "machine": shared.machines(runs), "queries": runs[0]["queries"]}
     about["milliseconds"] = shared.once(shared.point("second_stage", requests=True), partial(milliseconds, ws))["ms"]
-    about |= {name: [run[name] for run in runs] for name in ("queries", "of these found")}
     shared.write_json(shared.HERE / "second_stage.json", {**about, **{part: summary(runs, part) for part in PARTS}})

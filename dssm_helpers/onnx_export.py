@@ -57,8 +57,8 @@ def export_onnx(
     sizes = {name: feature.vocab_size for name, feature in features.items()}
     read = {getattr(feature, "shared_with", None) or name for name, feature in features.items()}
     digests = {name: digest(v.values.tolist()) for name, v in (vocabularies or {}).items() if name in read}
-    note = {"part": part, "dim": model.dim, "temperature": float(model.temperature), "vocab_sizes": sizes}
-    note["vocab_digests"] = digests
+    temperature = float(torch.as_tensor(model.temperature).detach())  # which somebody may have made a parameter
+    note = {"part": part, "dim": model.dim, "temperature": temperature, "vocab_sizes": sizes, "vocab_digests": digests}
     return write_onnx(module, path, {"batch": example}, {"batch": axes}, list(features), PARTS[part], note)
 
 
