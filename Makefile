@@ -102,6 +102,7 @@ bench: $(READY)
 	$(PY) benchmarks/own.py
 	$(PY) benchmarks/paper.py
 	$(PY) benchmarks/queries.py
+	$(PY) benchmarks/second_stage.py
 	$(PY) benchmarks/report.py
 
 lint: $(READY)

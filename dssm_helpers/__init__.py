@@ -14,8 +14,8 @@ __version__ = "2.0.0"
 
 MODULES = (
     "settings", "files", "vocabulary", "schema", "movielens", "data", "features", "model", "fast", "objectives",
-    "training", "recipes", "evaluation", "index", "milvus", "retrieval", "visualization", "onnx_export", "serving",
-    "distributed", "tables", "text",
+    "training", "recipes", "evaluation", "index", "milvus", "retrieval", "visualization", "onnx_export", "pairs",
+    "ranking", "serving", "distributed", "tables", "text",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 from .files import digest, write_atomically
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .model import DSSM
     from .vocabulary import Vocabulary
 
@@ -39,11 +41,10 @@ def export_onnx(
     """
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}; choose from {', '.join(PARTS)}")
-    import onnx
     import torch
 
     from .features import SequenceFeature
-    from .model import FeatureEmbedding, evaluation_mode
+    from .model import FeatureEmbedding
 
     module = {"user": model.user_tower, "item": model.item_tower}.get(part, model)
     features = {f.name: f for m in module.modules() if isinstance(m, FeatureEmbedding) for f in m.features}
@@ -56,15 +57,36 @@ def export_onnx(
     sizes = {name: feature.vocab_size for name, feature in features.items()}
     read = {getattr(feature, "shared_with", None) or name for name, feature in features.items()}
     digests = {name: digest(v.values.tolist()) for name, v in (vocabularies or {}).items() if name in read}
-    with evaluation_mode(model), _quiet():
-        note = {"part": part, "dim": model.dim, "temperature": float(model.temperature), "vocab_sizes": sizes}
-        note["vocab_digests"] = digests
+    temperature = float(torch.as_tensor(model.temperature).detach())  # which somebody may have made a parameter
+    note = {"part": part, "dim": model.dim, "temperature": temperature, "vocab_sizes": sizes, "vocab_digests": digests}
+    return write_onnx(module, path, {"batch": example}, {"batch": axes}, list(features), PARTS[part], note)
+
+
+def write_onnx(
+    module: nn.Module,
+    path: str | Path,
+    example: Mapping[str, Any],
+    axes: Mapping[str, Any],
+    inputs: Sequence[str],
+    output: str,
+    note: Mapping[str, Any],
+) -> Path:
+    """Write any module as a single ONNX file, with dropout off; ``note`` travels in it.
+
+    ``example`` holds the arguments of its forward by name, ``axes`` the names of their free axes.
+    """
+    import onnx
+    import torch
+
+    from .model import evaluation_mode
+
+    with evaluation_mode(module), _quiet():
         proto = torch.onnx.export(
             module,
-            kwargs={"batch": example},
-            dynamic_shapes={"batch": axes},
-            input_names=list(features),
-            output_names=[PARTS[part]],
+            kwargs=dict(example),
+            dynamic_shapes=dict(axes),
+            input_names=list(inputs),
+            output_names=[output],
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -77,6 +99,17 @@ def export_onnx(
     with write_atomically(path) as temporary:
         onnx.save_model(proto, temporary)
     return Path(path)
+
+
+def open_session(source: str | Path | bytes) -> Any:
+    """An onnxruntime session of a file, a path or its bytes, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # best for single requests; a server runs several calls side by side
+    options.log_severity_level = 3
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def compress_onnx(source: str | Path, target: str | Path, variant: str) -> Path:
@@ -122,13 +155,7 @@ class OnnxTower:
     @classmethod
     def load(cls, source: str | Path | bytes, vocabularies: Mapping[str, Vocabulary] | None = None) -> OnnxTower:
         """Open an exported or compressed file, a path or its bytes. Another file or vocabulary is a ValueError."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # best for single requests; a server runs several calls side by side
-        options.log_severity_level = 3
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = open_session(source)
         note = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if note is None:
             raise ValueError("this ONNX file carries no vocabulary sizes; make it with export_onnx")

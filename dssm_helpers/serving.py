@@ -11,7 +11,7 @@ import hashlib
 import json
 import reprlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,8 @@ import numpy as np
 
 from .files import Manifest, file_digest, read_manifest, write_folder
 from .index import NOTHING, Index, load_arrays
-from .onnx_export import OnnxTower, export_onnx
+from .onnx_export import OnnxTower, export_onnx, open_session
+from .pairs import NEWEST, RETRIEVED, PairTables
 from .retrieval import build_index, load_index
 from .schema import Column, Schema
 from .vocabulary import FIRST, UNKNOWN, load_vocabularies, save_vocabularies
@@ -29,6 +30,7 @@ from .vocabulary import FIRST, UNKNOWN, load_vocabularies, save_vocabularies
 if TYPE_CHECKING:
     from .data import EncodedData
     from .model import DSSM
+    from .ranking import Ranker
 
 COLLECTION = "items_{:.12}"  # in Milvus; named by a digest, vectors of another model never meet its user tower
 BASES = {
@@ -54,7 +56,14 @@ def index_id(raw: RawId) -> int:
 
 
 def export_bundle(
-    path: str | Path, model: DSSM, data: EncodedData, train: np.ndarray, *, backend: str = "exact", **index_options: Any
+    path: str | Path,
+    model: DSSM,
+    data: EncodedData,
+    train: np.ndarray,
+    *,
+    second: tuple[Ranker, PairTables] | None = None,
+    backend: str = "exact",
+    **index_options: Any,
 ) -> Path:
     """Write everything a server needs into one folder, complete or not at all (notebook 09, "The bundle").
 
@@ -62,7 +71,8 @@ def export_bundle(
     and the users' columns. A bundle that is already there is replaced; other files are a FileExistsError.
 
     The interactions at the positions ``train`` count towards popularity. ``backend`` and ``index_options`` are those of
-    ``build_index``; ``"milvus"`` with ``uri=`` and ``token=`` fills a collection there.
+    ``build_index``; ``"milvus"`` with ``uri=`` and ``token=`` fills a collection there. ``second`` is an optional
+    second stage, a ranker and the tables of its features: with it a recommender ranks anew what it has retrieved.
     """
     history = next((f for f in model.user_tower.embedding.features if f.name == "history"), None)
     if history is None:
@@ -86,6 +96,11 @@ def export_bundle(
         np.savez(folder / "users.npz", **{name: c for name, c in data.user_columns.items() if name in seen})
         save_vocabularies(data.vocabularies, folder / "vocabularies.json")
         (folder / "titles.json").write_text(json.dumps(data.titles[FIRST:], ensure_ascii=False), encoding="utf-8")
+        if second is not None:
+            from .ranking import export_ranker
+
+            export_ranker(second[0], folder / "ranker.onnx")
+            (folder / "pairs.npz").write_bytes(second[1].to_bytes())
         if backend == "milvus":
             index_options.setdefault("collection", COLLECTION.format(file_digest(folder / "item_vectors.npy")))
         ids = [index_id(raw) for raw in data.vocabularies["item_id"].values.tolist()]
@@ -101,7 +116,7 @@ class Recommendations:
 
     item_ids: list[RawId]
     titles: list[str]
-    scores: list[float]  # cosines; for "popularity" the number of training interactions
+    scores: list[float]  # cosines, or a second stage's scores; for "popularity" the number of training interactions
     basis: str  # what the answer rests on, a key of BASES
     ignored: tuple[str, ...] = ()  # given values that the model has never seen, such as "zip 'XYZ'"
 
@@ -121,9 +136,10 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as the user tower takes it. ``batch``: input name → ``[1]`` or ``[1, L]``. ``seen``: index ids."""
+    """A request as the user tower takes it, its ``batch``: input name → ``[1]`` or ``[1, L]``. ``seen``: index ids."""
 
     batch: dict[str, np.ndarray]
+    history: np.ndarray  # [L], newest first, for a second stage
     seen: set[int]
     basis: str
     ignored: tuple[str, ...]
@@ -159,6 +175,10 @@ class Recommender:
         raw_ids, titles = self.vocabularies["item_id"].values.tolist(), json.loads(files["titles.json"])
         self._ids = [index_id(raw) for raw in raw_ids]
         self._counts = dict(zip(self._ids, counts.tolist(), strict=True))
+        self._second, self.retrieved = None, RETRIEVED  # for a second stage; fewer are quicker
+        if "ranker.onnx" in files:
+            self._second = PairTables.from_bytes(files["pairs.npz"]), open_session(files["ranker.onnx"])
+        self._rows = {item: row for row, item in enumerate(self._ids, start=FIRST)}
         try:
             index = load_index(manifest.inside("index", "index"), uri=uri, token=token)
         except ValueError:  # with sound bytes: the index is no Milvus, or this Milvus has no such collection yet
@@ -196,14 +216,16 @@ class Recommender:
         row = int(given.get("user_id", [UNKNOWN])[0])
         batch = {name: given.get(name, table[row : row + 1]) for name, table in self._users.items()}
         items, seen = self._find_items([] if history is None else history)
-        latest = self.vocabularies["item_id"].encode(np.array(items[-self.fields["max_history"] :], dtype=object))
-        batch["history"] = latest[None, ::-1]  # [1, L], the newest first, as in training
-        basis = "user" if row != UNKNOWN else "history" if (latest > UNKNOWN).any() else "demographics"
+        longest = self.fields["max_history"]
+        latest = items[-max(longest, NEWEST[-1]) :][::-1]  # the newest first, as in training
+        history = self.vocabularies["item_id"].encode(np.array(latest, dtype=object))  # [L]
+        batch["history"] = history[None, :longest]
+        basis = "user" if row != UNKNOWN else "history" if (batch["history"] > UNKNOWN).any() else "demographics"
         if basis == "demographics" and all((index <= UNKNOWN).all() for index in given.values()):
             basis = "popularity"
         ignored += [f"item {_quoted.repr(item)}" for item in dict.fromkeys(items) if item not in self.titles]
         excluded = set() if self.fields["schema"].get("repeats") else seen
-        return Request(batch, excluded, basis, tuple(ignored))
+        return Request(batch, history, excluded, basis, tuple(ignored))
 
     def _encode_columns(self, side: str, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
         """The given columns as indices ``[1]``, or ``[1, G]`` of a list, and values the vocabularies do not have."""
@@ -271,12 +293,24 @@ class Recommender:
             best = {item: self._counts.get(item, 0) for item in islice(unseen, k)}
         else:
             vector = self.user_tower(request.batch)  # [1, D]
-            found, cosines = now.index.search(vector, k, exclude=[request.seen], allow_fewer=True)
+            again = self._second is not None and (request.history > UNKNOWN).any()
+            fetch = max(k, self.retrieved) if again else k
+            found, cosines = now.index.search(vector, fetch, exclude=[request.seen], allow_fewer=True)
             best = dict(zip(found[0].tolist(), cosines[0].tolist(), strict=True))
             best.pop(NOTHING, None)  # which pads the answer where fewer than k are left
+            best = dict(islice(self._ranked(best, request.history), k)) if again else best
         items = [now.raw_ids.get(item, item) for item in best]  # another server may have added items to a Milvus
         titles = [now.titles.get(item, f"item {item}") for item in items]
         return Recommendations(items, titles, list(best.values()), request.basis, request.ignored)
+
+    def _ranked(self, best: dict[int, float], history: np.ndarray) -> Iterator[tuple[int, float]]:
+        """What was retrieved, index id → cosine, in the order of the second stage and with its scores."""
+        tables, session = self._second
+        items = np.array([self._rows.get(item, UNKNOWN) for item in best], dtype=np.int64)  # added ones are in no table
+        pairs = tables.features(history, items, np.array(list(best.values()), dtype=np.float32))
+        scores = session.run(None, {"pairs": pairs[None]})[0][0]
+        ids = list(best)
+        return ((ids[place], float(scores[place])) for place in np.argsort(-scores, kind="stable"))
 
     def add_item(self, item_id: RawId, title: str, **columns: Any) -> np.ndarray:
         """Put a new item into the index at once, from its columns alone; return its vector ``[D]``.

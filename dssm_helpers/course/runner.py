@@ -131,7 +131,7 @@ def run(dataset: str, in_place: bool = False, only: list[str] | None = None) -> 
     if in_place and not only and folder.exists():  # committed outputs and times are those of a fresh clone
         if data_dir().resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"the data folder {data_dir()} lies in {folder}, which is to be emptied; move it")
-        for made in (folder, *(artifacts_dir(f"{dataset}-{split}") for split in SPLITS)):
+        for made in (folder, *(artifacts_dir(f"{dataset}-{split}") for split in (*SPLITS, "earlier"))):
             shutil.rmtree(made, ignore_errors=True)
     chosen = [path for number, path in paths.items() if not only or number in only]
     target.mkdir(parents=True, exist_ok=True)
