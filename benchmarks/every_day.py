@@ -21,8 +21,7 @@ import torch
 
 from dssm_helpers.course.workspace import code_digest
 from dssm_helpers.data import EncodedData, encode
-from dssm_helpers.evaluation import ItemKNN, Popularity, Scorer, TwoTowerScorer, chance_level, rank_targets
-from dssm_helpers.evaluation import paired_bootstrap
+from dssm_helpers.evaluation import Scorer, TwoTowerScorer, paired_bootstrap, rank_targets
 from dssm_helpers.features import BatchBuilder
 from dssm_helpers.files import digest
 from dssm_helpers.model import DSSM, grown
@@ -30,7 +29,8 @@ from dssm_helpers.movielens import SCHEMA, MovieLens, load_movielens
 from dssm_helpers.recipes import RECIPES, build_model
 from dssm_helpers.training import Trainer
 
-WEEK, START, CHOOSING, PER_USER, SEEDS, RECENT = 7 * 86_400, 8, 6, 20, 3, 8
+WEEK, START, CHOOSING, PER_USER, SEEDS = 7 * 86_400, 8, 6, 20, 3
+EVERY, SHORT, RECENT = 2, 4, 8  # a cold model every second week; one of fewer rows every fourth; of the last eight
 WARM = {  # rows to go on with, epochs, learning rate
     "all rows, 1 epoch, 2e-3": ("all", 1, 2e-3),
     "all rows, 1 epoch, 1e-3": ("all", 1, 1e-3),
@@ -92,33 +92,30 @@ def train(model: DSSM, data: EncodedData, rows: np.ndarray, seed: int, **setting
     return float((shared.clocks() - start)[1])
 
 
-def cold(replay: Replay, week: int, rows: np.ndarray, seed: int, until: int) -> dict[str, Any]:
-    """A new model of ``rows``, and its ranks in its own week and in those up to ``until``."""
+def cold(replay: Replay, week: int, rows: np.ndarray, seed: int, ask: Iterable[int]) -> dict[str, Any]:
+    """A new model of ``rows`` of what is known at ``week``, and its ranks in the weeks ``ask``."""
     model = build_model(replay.days[week], "dssm", seed)
     seconds = train(model, replay.days[week], rows, seed)
-    ranks = {str(later): replay.model_ranks(model, later) for later in range(week, until)}
-    return {"rows": len(rows), "seconds": seconds, "ranks": ranks}
+    return {"rows": len(rows), "seconds": seconds, "ranks": {str(w): replay.model_ranks(model, w) for w in ask}}
 
 
-def warm(replay: Replay, seed: int, kind: str, epochs: int, rate: float, weeks: Iterable[int]) -> dict[str, Any]:
-    """One model that goes on from week to week."""
-    model, seconds, ranks, sizes = None, {}, {}, {}
-    for week in weeks:
+def warm(replay: Replay, kind: str, epochs: int, rate: float, seed: int, weeks: range) -> dict[str, Any]:
+    """One model that is trained cold in the first of ``weeks`` and goes on from there, with its ranks in each."""
+    data = replay.days[weeks[0]]
+    model = build_model(data, "dssm", seed)
+    seconds, ranks = [train(model, data, np.arange(len(data)), seed)], {weeks[0]: replay.model_ranks(model, weeks[0])}
+    for week in weeks[1:]:
         data = replay.days[week]
-        if model is None:
-            model, rows, settings = build_model(data, "dssm", seed), np.arange(len(data)), {}
-        else:
-            model, new = grown(model, data.vocabularies), replay.since(week, 1)
-            old = np.setdiff1d(np.arange(len(data)), new)
-            some = np.random.default_rng(seed).choice(old, min(len(new), len(old)), replace=False)
-            rows = {"all": np.arange(len(data)), "new": new, "both": np.sort(np.concatenate([new, some]))}[kind]
-            settings = {"epochs": epochs, "learning_rate": rate}
-        seconds[str(week)] = train(model, data, rows, seed + 1000 * week, **settings)
-        ranks[str(week)], sizes[str(week)] = replay.model_ranks(model, week), len(rows)
-    return {"rows": sizes, "seconds": seconds, "ranks": ranks}
+        model, new = grown(model, data.vocabularies), replay.since(week, 1)
+        old = np.setdiff1d(np.arange(len(data)), new)
+        as_many = np.random.default_rng(week).choice(old, min(len(new), len(old)), replace=False)
+        rows = {"all": np.arange(len(data)), "new": new, "both": np.sort(np.concatenate([new, as_many]))}[kind]
+        seconds.append(train(model, data, rows, seed + 1000 * week, epochs=epochs, learning_rate=rate))
+        ranks[week] = replay.model_ranks(model, week)
+    return {"seconds": dict(zip(map(str, weeks), seconds, strict=True)), "ranks": {str(w): r for w, r in ranks.items()}}
 
 
-def as_many(replay: Replay, week: int, seed: int) -> np.ndarray:
+def as_many_rows(replay: Replay, week: int, seed: int) -> np.ndarray:
     """All rows of users drawn from the whole past, until there are as many as in the first ``START`` weeks."""
     data = replay.days[week]
     users = np.random.default_rng(seed).permutation(np.arange(2, data.n_users))
@@ -126,51 +123,101 @@ def as_many(replay: Replay, week: int, seed: int) -> np.ndarray:
     return np.flatnonzero(np.isin(data.user, users[:enough]))
 
 
-def kept(replay: Replay, name: str, measure: Callable[[], dict[str, Any]], **settings: Any) -> dict[str, Any]:
-    last = replay.days[replay.weeks.stop]
-    parts = [name, settings, WEEK, START, PER_USER, last.fingerprint(), code_digest()]
-    return shared.once(shared.POINTS / f"every_day-{name}-{digest(parts)[:12]}.json", measure)
+def kept(replay: Replay, measure: Callable[..., dict[str, Any]], name: str, **settings: Any) -> dict[str, Any]:
+    """``measure(replay, **settings)``, once for these settings, these data and this library."""
+    shown = {
+        key: len(value) if isinstance(value, np.ndarray) else list(value) if isinstance(value, range) else value
+        for key, value in settings.items()
+    }
+    parts = [name, shown, WEEK, START, PER_USER, replay.days[replay.weeks.stop].fingerprint(), code_digest()]
+    path = shared.POINTS / f"every_day-{name}-{digest(parts)[:12]}.json"
+    return shared.once(path, lambda: measure(replay, **settings))
 
 
 def cold_runs(replay: Replay, seed: int) -> dict[int, dict[str, Any]]:
-    """A new model every week, with its ranks in all later weeks: the first of them is the one that is never replaced."""
-    settings, stop = {"seed": seed}, replay.weeks.stop
-    every = {week: np.arange(len(replay.days[week])) for week in replay.weeks}
-    return {
-        week: kept(replay, "cold", lambda w=week: cold(replay, w, every[w], seed, stop), week=week, **settings)
-        for week in replay.weeks
-    }
-
-
-def warm_runs(replay: Replay, seed: int, names: Iterable[str] = WARM) -> dict[str, dict[str, Any]]:
-    found = {}
-    for name in names:
-        kind, epochs, rate = WARM[name]
-        settings = {"kind": kind, "epochs": epochs, "rate": rate, "seed": seed}
-        found[name] = kept(replay, "warm", lambda s=settings: warm(replay, weeks=replay.weeks, **s), **settings)
-    return found
-
-
-def short_runs(replay: Replay, seed: int, weeks: Iterable[int]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Cold models of fewer rows: the last ``RECENT`` weeks, or as many as the first model had, from the whole past."""
-    found = {"recent": {}, "small": {}}
+    """A new model every ``EVERY`` weeks, asked in all later ones too: the first is the one that is never replaced."""
+    weeks, found = replay.weeks[::EVERY], {}
     for week in weeks:
-        for name, rows in (("recent", replay.since(week, RECENT)), ("small", as_many(replay, week, seed))):
-            measure = lambda r=rows, w=week: cold(replay, w, r, seed, w + 1)  # noqa: E731
-            found[name][week] = kept(replay, name, measure, week=week, seed=seed)
+        rows, ask = np.arange(len(replay.days[week])), range(week, replay.weeks.stop, EVERY)
+        found[week] = kept(replay, cold, "cold", week=week, rows=rows, seed=seed, ask=ask)
     return found
+
+
+def warm_run(replay: Replay, name: str, seed: int, weeks: range) -> dict[str, Any]:
+    kind, epochs, rate = WARM[name]
+    return kept(replay, warm, "warm", kind=kind, epochs=epochs, rate=rate, seed=seed, weeks=weeks)
+
+
+def short_runs(replay: Replay, seed: int, name: str) -> dict[int, dict[str, Any]]:
+    """Cold models of fewer rows: the ``recent`` weeks, or as many as the first model had, of the whole past."""
+    found = {}
+    for week in replay.weeks[EVERY::SHORT]:
+        rows = replay.since(week, RECENT) if name == "recent" else as_many_rows(replay, week, seed)
+        found[week] = kept(replay, cold, name, week=week, rows=rows, seed=seed, ask=range(week, week + 1))
+    return found
+
+
+def hits(replay: Replay, week: int, runs: Iterable[dict[str, Any]]) -> pd.Series:
+    """Each user's share of hits among ten in a week, a mean over the runs."""
+    found = np.mean([np.array(run["ranks"][str(week)]) <= 10 for run in runs], axis=0)
+    return pd.Series(found).groupby(replay.days[week + 1].user[replay.rows[week]]).mean()
+
+
+def mean_of(shares: Iterable[pd.Series]) -> pd.Series:
+    """Each user's mean over weeks."""
+    return pd.concat(list(shares)).groupby(level=0).mean()
+
+
+def interval(ours: pd.Series, theirs: pd.Series | float = 0.0) -> list[float]:
+    return list(paired_bootstrap(ours.to_numpy(), np.broadcast_to(theirs, len(ours)), 2000))
+
+
+def summary(replay: Replay) -> dict[str, Any]:
+    """The content of ``every_day.json``; ``at`` are the weeks in which a figure was taken."""
+    choosing = replay.weeks[: CHOOSING + 1]
+    tried = {name: warm_run(replay, name, 0, choosing) for name in WARM}
+    chosen = max(tried, key=lambda name: mean_of(hits(replay, w, [tried[name]]) for w in choosing[1:]).mean())
+    colds = [cold_runs(replay, seed) for seed in range(SEEDS)]
+    warms = [warm_run(replay, chosen, seed, replay.weeks) for seed in range(SEEDS)]
+    short = {name: [short_runs(replay, seed, name) for seed in range(SEEDS)] for name in ("recent", "small")}
+    weeks, reported = replay.weeks[::EVERY], [w for w in replay.weeks[::EVERY] if w not in choosing]
+
+    def of(way: str, week: int, seeds: Iterable[int] = range(SEEDS)) -> pd.Series:
+        runs = {"cold": lambda s: colds[s][week], "warm": lambda s: warms[s], "never": lambda s: colds[s][START]}
+        return hits(replay, week, [runs[way](s) if way in runs else short[way][s][week] for s in seeds])
+
+    def row(way: str, at: Iterable[int]) -> dict[str, Any]:
+        ours, cold = mean_of(of(way, w) for w in at), mean_of(of("cold", w) for w in at)
+        seeds = [mean_of(of(way, w, [s]) for w in at).mean() for s in range(SEEDS)]
+        return {"hit@10": ours.mean(), "minus_cold": interval(ours, cold), "seeds": seeds, "at": list(at),
+                "error": ours.std() / len(ours) ** 0.5, "cold": cold.mean(), "users": len(ours)}  # fmt: skip
+
+    few = [week for week in short["small"][0] if week in reported]
+    old_small = interval(mean_of(of("never", w) for w in few), mean_of(of("small", w) for w in few))
+    seconds = {name: float(np.mean([run["seconds"][str(w)] for run in warms for w in reported])) for name in ["warm"]}
+    seconds["cold"] = float(np.mean([runs[w]["seconds"] for runs in colds for w in reported]))
+    seconds["recent"] = float(np.mean([runs[w]["seconds"] for runs in short["recent"] for w in few]))
+    ages = range(EVERY, len(replay.weeks) - len(replay.weeks) // 4, EVERY)
+    ageing = {}
+    for age in ages:
+        at = [week for week in weeks if week - age in weeks]
+        old = mean_of(hits(replay, w, [runs[w - age] for runs in colds]) for w in at)
+        ageing[str(age)] = interval(old, mean_of(of("cold", w) for w in at))
+    return {
+        "dataset": "ml-100k",
+        "machine": shared.machines([run for runs in colds for run in runs.values()]),
+        **{"start": START, "seeds": SEEDS, "per_user": PER_USER, "recent": RECENT, "chosen": chosen},
+        "tried": {name: mean_of(hits(replay, w, [r]) for w in choosing[1:]).mean() for name, r in tried.items()},
+        "weeks": {str(w): {way: interval(of(way, w)) for way in ("cold", "warm", "never")} for w in weeks},
+        "ways": {"cold": row("cold", reported), "warm": row("warm", reported), "never": row("never", reported),
+                 "recent": row("recent", few), "small": row("small", few)},
+        "never_minus_small": old_small,
+        "seconds": seconds,
+        "ageing": ageing,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
     shared.command_line(__doc__).parse_args()
     torch.set_num_threads(1)
-    replay = Replay(load_movielens("ml-100k"))
-    warm_runs(replay, 0)
-    cold_runs(replay, 0)
-    short_runs(replay, 0, replay.weeks[::3])
-    for seed in (1, 2):
-        warm_runs(replay, seed)
-        cold_runs(replay, seed)
-    for seed in (1, 2):
-        short_runs(replay, seed, replay.weeks[::3])
-    short_runs(replay, 0, replay.weeks)
+    shared.write_json(shared.HERE / "every_day.json", summary(Replay(load_movielens("ml-100k"))))
