@@ -6,7 +6,7 @@ Nothing here knows where the tables come from: a :class:`~dssm_helpers.schema.Sc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -83,11 +83,13 @@ def encode(
     schema: Schema | None = None,
     *,
     name: str = "data",
+    vocabularies: Mapping[str, Vocabulary] | None = None,
 ) -> EncodedData:
     """Fit the vocabularies on the users' and items' tables and flatten the interactions (notebook 01).
 
     The tables have the columns of ``schema``, times as whole numbers. Without ``users`` or ``items`` there are the
-    distinct ids and no columns of that side.
+    distinct ids and no columns of that side. Given the ``vocabularies`` of yesterday's data, they are extended, and
+    what they hold keeps its index; pass that data's ``schema`` too, so that numbers keep their groups (notebook 15).
 
     A missing column or value, an empty table, a duplicate key, or an interaction whose user or item is not in its table
     is a ``ValueError`` that says which rows and what to do.
@@ -98,6 +100,7 @@ def encode(
     if not pd.api.types.is_integer_dtype(time):
         found = f"{time.dtype} such as {time.iloc[0]!r}"
         raise ValueError(f"interactions.{schema.time}: expected whole numbers, got {found}")
+    earlier = vocabularies or {}
     vocabularies, tables, fitted, rows = {}, {}, [], {}
     for side, frame, key in (("user", users, schema.user), ("item", items, schema.item)):
         if frame is None:
@@ -106,7 +109,7 @@ def encode(
         title = schema.title if side == "item" and schema.title else key
         _check(f"{side}s", frame, [key, title, *(c.name for c in columns)])
         _refuse_duplicates(f"{side}s", frame, [key])
-        vocabulary = vocabularies[f"{side}_id"] = Vocabulary.fit(key, frame[key].to_numpy())
+        vocabulary = vocabularies[f"{side}_id"] = _vocabulary(key, frame[key].to_numpy(), earlier.get(f"{side}_id"))
         rows[side] = vocabulary.encode(interactions[key].to_numpy()).astype(np.int32)
         strangers = interactions.loc[rows[side] == UNKNOWN, key]
         if len(strangers):
@@ -116,7 +119,7 @@ def encode(
         tables[side] = {f"{side}_id": _placed(index, index, len(vocabulary))}
         for column in columns:
             column = column.fit(frame[column.name])
-            vocabularies[column.name], encoded = _encode_column(column, frame[column.name])
+            vocabularies[column.name], encoded = _encode_column(column, frame[column.name], earlier)
             tables[side][column.name] = _placed(index, encoded, len(vocabulary))
             fitted.append(column)
     titles = frame[title].astype(str).iloc[np.argsort(index)]  # of the items, which come last
@@ -138,11 +141,17 @@ def encode(
     )
 
 
-def _encode_column(column: Column, values: pd.Series) -> tuple[Vocabulary, np.ndarray]:
+def _vocabulary(name: str, values: np.ndarray, earlier: Vocabulary | None) -> Vocabulary:
+    return earlier.extended(values) if earlier else Vocabulary.fit(name, values)
+
+
+def _encode_column(
+    column: Column, values: pd.Series, earlier: Mapping[str, Vocabulary]
+) -> tuple[Vocabulary, np.ndarray]:
     """The vocabulary of a column, and its values as indices: ``[n]``, or ``[n, G]`` padded for a list."""
     lists = [column.split(value) for value in values]
     flat = column.normalise([entry for entries in lists for entry in entries])
-    vocabulary = Vocabulary.fit(column.name, flat)
+    vocabulary = _vocabulary(column.name, flat, earlier.get(column.name))
     length = np.asarray([len(entries) for entries in lists])
     present = np.arange(max(1, length.max())) < length[:, None]
     encoded = np.zeros(present.shape, dtype=np.int64)

@@ -5,8 +5,10 @@ P.-S. Huang et al., "Learning Deep Structured Semantic Models for Web Search usi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import Batch, Feature, Pooling, SequenceFeature
-from .vocabulary import PADDING
+from .vocabulary import PADDING, UNKNOWN, Vocabulary
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 
@@ -149,6 +151,25 @@ class DSSM(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Score of each (user, item) row: cosine / temperature, ``[B]``."""
         return self.logits(self.user_tower(batch), self.item_tower(batch).unsqueeze(1)).squeeze(1)
+
+
+def grown(model: DSSM, vocabularies: Mapping[str, Vocabulary]) -> DSSM:
+    """A copy with a table row for each value that the ``vocabularies`` got since (notebook 15, "A table grows").
+
+    They are extensions of those the model was built with. A new row starts as a copy of row 1, "unknown": the copy says
+    of a new id what the model says of an unknown one, and of everything else the same.
+    """
+    model = copy.deepcopy(model)
+    for tower in (model.item_tower, model.user_tower):
+        embedding, sizes = tower.embedding, {}
+        for feature in embedding.features:
+            name, table = feature.name, embedding.tables[feature.name]  # of a shared table it is one and the same
+            sizes[name] = len(vocabularies[getattr(feature, "shared_with", None) or name])
+            unknown = table.weight.data[UNKNOWN].expand(sizes[name] - table.num_embeddings, -1)
+            table.weight = nn.Parameter(torch.cat([table.weight.data, unknown]))
+            table.num_embeddings = sizes[name]
+        embedding.features = tuple(replace(f, vocab_size=sizes[f.name]) for f in embedding.features)
+    return model
 
 
 @contextmanager

@@ -21,10 +21,11 @@ FIRST = 2
 
 
 class Vocabulary:
-    """A fixed, sorted set of values, all text or all whole numbers, and their indices.
+    """A fixed list of different values, all text or all whole numbers, and their indices.
 
-    ``len(vocabulary)`` counts padding and unknown too, so it is the number of rows of the embedding table. No values,
-    missing values and values of mixed kinds are a ``ValueError``.
+    :meth:`fit` sorts them, :meth:`extended` puts new ones behind: no index ever moves. ``len(vocabulary)`` counts
+    padding and unknown too, so it is the number of rows of the embedding table. No values, missing values and values of
+    mixed kinds are a ``ValueError``.
     """
 
     def __init__(self, name: str, values: Sequence[int] | Sequence[str]):
@@ -33,9 +34,11 @@ class Vocabulary:
             found = f"{array.dtype} {array.shape}"
             raise ValueError(f"vocabulary {name!r}: expected integers or text, got {found} (missing ids?)")
         array = array.astype(str if array.dtype.kind == "U" else np.int64)
-        if not (array[1:] > array[:-1]).all():
-            raise ValueError(f"vocabulary {name!r}: values must be sorted and unique; use Vocabulary.fit")
         self.name, self.values = name, array
+        self._order = np.argsort(array)
+        self._sorted = array[self._order]
+        if (self._sorted[1:] == self._sorted[:-1]).any():
+            raise ValueError(f"vocabulary {name!r}: values must be unique; use Vocabulary.fit")
 
     @classmethod
     def fit(cls, name: str, values: Iterable) -> Vocabulary:
@@ -49,6 +52,11 @@ class Vocabulary:
         if array.dtype.kind in "Ou" and (largest := max(array.tolist(), default=0)) >= 2**63:  # would wrap to others
             raise ValueError(f"vocabulary {name!r}: {largest} is beyond 63 bits; make these ids text, .astype(str)")
         return cls(name, np.unique(array if array.dtype.kind == "U" else array.astype(np.int64)))
+
+    def extended(self, values: Iterable) -> Vocabulary:
+        """This vocabulary with those of ``values`` that it lacks behind its own, sorted (notebook 15, "Append")."""
+        found = Vocabulary.fit(self.name, values).values
+        return Vocabulary(self.name, np.concatenate([self.values, found[self.encode(found) == UNKNOWN]]))
 
     def __len__(self) -> int:
         return len(self.values) + FIRST
@@ -74,8 +82,8 @@ class Vocabulary:
         if array.dtype.kind not in "iU":  # text of pandas, something missing, or numbers beyond int64
             indices = [self._index.get(v, UNKNOWN) for v in array.ravel().tolist()]
             return np.asarray(indices, dtype=np.int64).reshape(array.shape)
-        row = np.searchsorted(self.values, array).clip(max=len(self.values) - 1)
-        return np.where(self.values[row] == array, row + FIRST, UNKNOWN)
+        place = np.searchsorted(self._sorted, array).clip(max=len(self.values) - 1)
+        return np.where(self._sorted[place] == array, self._order[place] + FIRST, UNKNOWN)
 
     def decode(self, indices: Iterable[int]) -> list:
         """Raw values; ``None`` for padding and unknown."""

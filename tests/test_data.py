@@ -143,6 +143,34 @@ def test_numbers_without_bins_fall_into_tenths():
     assert np.bincount(data.item_columns["price"][2:]).max() <= 11
 
 
+def test_a_later_day_moves_no_index_and_no_group(tables):
+    def until(moment, yesterday=None):
+        past = tables.ratings[tables.ratings["timestamp"] < moment]
+        users = tables.users[tables.users["user_id"].isin(past["user_id"])]
+        movies = tables.movies[tables.movies["movie_id"].isin(past["movie_id"])].drop(columns="genres")
+        if yesterday is None:
+            columns = (Column("gender", "user"), Column("age", "user", kind="number"), Column("year", "item"))
+            return encode(past, users, movies, Schema("user_id", "movie_id", title="title", columns=columns))
+        return encode(past, users, movies, yesterday.schema, vocabularies=yesterday.vocabularies)
+
+    half, end = np.quantile(tables.ratings["timestamp"], 0.4), tables.ratings["timestamp"].max() + 1
+    before = until(half)
+    after = until(end, before)
+    assert after.schema == before.schema  # the tenths of the first users, not of all
+    assert after.n_users > before.n_users
+    assert after.n_items > before.n_items
+    assert after.titles[: before.n_items] == before.titles
+    for name, vocabulary in before.vocabularies.items():
+        assert after.vocabularies[name].values.tolist()[: len(vocabulary.values)] == vocabulary.values.tolist()
+    for side, n in (("user_columns", before.n_users), ("item_columns", before.n_items)):
+        for name, column in getattr(before, side).items():
+            assert np.array_equal(getattr(after, side)[name][:n], column)
+    assert len(after) == len(tables.ratings)
+    rows = after.timestamp < half
+    assert np.array_equal(after.user[rows], before.user)
+    assert np.array_equal(after.item[rows], before.item)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_nothing_leaks_from_the_future(seed):
     data = encoded(with_ties(seed))

@@ -9,9 +9,10 @@ from conftest import notebook_definitions
 from torch import nn
 
 from dssm_helpers.features import SparseFeature, default_features
-from dssm_helpers.model import ACTIVATIONS, DSSM, evaluation_mode
+from dssm_helpers.model import ACTIVATIONS, DSSM, evaluation_mode, grown
 from dssm_helpers.objectives import TrainingConfig
 from dssm_helpers.training import adamw
+from dssm_helpers.vocabulary import UNKNOWN
 
 
 @pytest.fixture
@@ -39,6 +40,33 @@ def test_score_is_cosine_over_temperature(model, batch):
     torch.testing.assert_close(every.diagonal(), model(batch))
     own = items[torch.tensor([[0, 1, 2]]).expand(7, 3)]  # [7, 3, D]
     torch.testing.assert_close(model.logits(users, own), every[:, :3])
+
+
+def test_a_grown_model_says_of_old_ids_what_it_said_and_of_new_ones_what_it_says_of_unknown(model, data, batch):
+    new = {"user_id": [10**6, 10**6 + 1], "item_id": [10**6], "zip": ["zzz"]}
+    vocabularies = {name: v.extended(new.get(name, v.values)) for name, v in data.vocabularies.items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    larger = grown(model, vocabularies)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])  # the model itself stays as it was
+        now = larger.state_dict()[name]
+        assert torch.equal(now[: len(value)], value)
+        assert len(now) == len(value) or (now[len(value) :] == value[UNKNOWN]).all()
+    sizes = {
+        f.name: f.vocab_size for f in (*larger.user_tower.embedding.features, *larger.item_tower.embedding.features)
+    }
+    assert sizes == {**{name: len(v) for name, v in vocabularies.items()}, "history": len(vocabularies["item_id"])}
+    assert larger.user_tower.embedding.tables["history"] is larger.item_tower.embedding.tables["item_id"]
+    assert torch.equal(larger(batch), model(batch))
+    asked, unknown = dict(batch), dict(batch)
+    for name in new:
+        asked[name] = torch.full_like(batch[name], len(vocabularies[name]) - 1)
+        unknown[name] = torch.full_like(batch[name], UNKNOWN)
+    asked["history"] = batch["history"].masked_fill(batch["history"] > 0, len(vocabularies["item_id"]) - 1)
+    unknown["history"] = batch["history"].clamp(max=UNKNOWN)
+    assert torch.equal(larger(asked), model(unknown))
+    larger(asked).sum().backward()
+    assert larger.item_tower.embedding.tables["item_id"].weight.grad[-1].abs().sum() > 0  # and learns
 
 
 def test_evaluation_mode_is_over_when_its_block_is(model):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, notebook_definitions
@@ -19,6 +22,7 @@ from test_onnx_export import make_model
 from dssm_helpers import serving
 from dssm_helpers.evaluation import TwoTowerScorer, top_k
 from dssm_helpers.files import file_digest, read_manifest
+from dssm_helpers.model import grown
 from dssm_helpers.serving import Recommender, export_bundle
 
 NEW_ITEM = {"item_id": 5000, "title": "A New Film (1998)", "genres": "Action|Comedy", "year": 1998}
@@ -276,6 +280,63 @@ def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(recommen
         for done in [readers.map(read, range(400)), writers.map(add, range(5000, 5040))]:
             list(done)  # raises what one of them has raised
     assert len(recommender.index.ids) == len(recommender.titles) == 160
+
+
+@pytest.fixture(scope="module")
+def next_week(model, data, split, tmp_path_factory):
+    """A bundle of a week later: a movie more, and other weights."""
+    tables = {name: v.extended([5000] if name == "item_id" else v.values) for name, v in data.vocabularies.items()}
+    columns = {n: np.concatenate([c, [np.full_like(c[0], len(tables["item_id"]) - 1)] if n == "item_id" else c[-1:]])
+               for n, c in data.item_columns.items()}  # fmt: skip
+    later = replace(data, vocabularies=tables, item_columns=columns, titles=[*data.titles, "A New Film (1998)"])
+    network = grown(model, tables)
+    network.item_tower.mlp[-1].weight.data.neg_()
+    return export_bundle(tmp_path_factory.mktemp("next") / "bundle", network, later, split.train)
+
+
+def test_weeks_go_live_and_back_under_load_without_a_mixture(bundle, next_week, data):
+    requests = [(user, [user + 1, user + 50]) for user in range(1, 31)]
+    alone = [[Recommender.load(path).recommend(*r) for r in requests] for path in (bundle, next_week)]
+    assert not any(old == new for old, new in zip(*alone, strict=True))
+    live, stop, begun = [Recommender.load(bundle)], threading.Event(), threading.Barrier(4)
+
+    def client(seed):
+        answers, order = [], random.Random(seed)
+        begun.wait()
+        while not stop.is_set():
+            number = order.randrange(len(requests))
+            answers.append((number, live[0].recommend(*requests[number])))
+        return answers
+
+    with ThreadPoolExecutor(3) as pool:
+        clients = [pool.submit(client, seed) for seed in range(3)]
+        begun.wait()
+        for path in (next_week, bundle, next_week, bundle):
+            tomorrow = Recommender.load(path)
+            assert len(tomorrow.recommend(*requests[0])) == 10
+            live[0] = tomorrow
+            time.sleep(0.1)
+        stop.set()
+    told = [[alone[week][number] == answer for week in (0, 1)] for done in clients for number, answer in done.result()]
+    assert all(map(any, told))  # none that no bundle gives by itself
+    assert all(np.sum(told, axis=0) > 10)  # and both weeks were live
+    # Rolled back, the old bundle takes the newer movie for unknown; the others keep their ids.
+    assert live[0].recommend(history=[5000, 2]).ignored == ("item 5000",)
+    assert Recommender.load(next_week).recommend(history=[5000, 2]).ignored == ()
+    later = Recommender.load(next_week)
+    assert (
+        later.encode(history=[3, 2]).batch["history"].tolist()
+        == live[0].encode(history=[3, 2]).batch["history"].tolist()
+    )
+
+
+def test_a_grown_model_is_served_as_torch_has_it(next_week, model, data):
+    later = Recommender.load(next_week)
+    new = later.encode(history=[5000]).batch
+    assert new["history"].tolist() == [[data.n_items]]
+    unknown = {name: torch.tensor(ids) for name, ids in {**new, "history": np.array([[1]])}.items()}
+    with torch.inference_mode():
+        assert later.user_tower(new)[0] == pytest.approx(model.user_tower(unknown)[0].numpy(), abs=1e-5)
 
 
 def test_the_notebook_builds_the_same(recommender):

@@ -45,8 +45,29 @@ def test_text_for_numbers_is_refused(fitted, given):
 def test_fit_refuses_what_it_cannot_hold(values, message):
     with pytest.raises(ValueError, match=message):
         Vocabulary.fit("id", values)
-    with pytest.raises(ValueError, match="sorted and unique"):
+    with pytest.raises(ValueError, match="must be unique"):
         Vocabulary("id", [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("fitted", "new", "behind"),
+    [([30, 10], [20, 10, 40, 20, 5], [5, 20, 40]), (["b", "a"], ["aa", "b", "ccc"], ["aa", "ccc"]), ([7], [7], [])],
+)
+def test_extending_moves_no_index(fitted, new, behind, tmp_path):
+    vocabulary = Vocabulary.fit("id", fitted)
+    larger = vocabulary.extended(new)
+    assert larger.values.tolist() == [*vocabulary.values.tolist(), *behind]
+    for values in (np.array([*new, *fitted]), pd.Series([*new, *fitted], dtype=object)):  # both ways of looking up
+        indices = larger.encode(values)
+        assert larger.decode(indices) == values.tolist()
+        old = vocabulary.encode(values)
+        assert np.array_equal(indices[old > UNKNOWN], old[old > UNKNOWN])
+        assert (indices[old == UNKNOWN] >= len(vocabulary)).all()
+    assert larger.encode(larger.values[:0]).tolist() == []
+    save_vocabularies({"id": larger}, tmp_path / "v.json")
+    assert load_vocabularies((tmp_path / "v.json").read_bytes())["id"].values.tolist() == larger.values.tolist()
+    with pytest.raises(ValueError, match="vocabulary 'id' holds"):
+        vocabulary.extended([1] if vocabulary.is_text else ["1"])
 
 
 def test_saved_as_json_and_read_back(tmp_path):
