@@ -119,7 +119,8 @@ class Index:
         return self._vectors_of(self.ids)
 
     def _unpack(self, packed: np.ndarray) -> None:
-        self._build(checked_vectors(packed, self.dim))
+        checked_vectors(packed, self.dim)  # a stranger's may have no direction; ours stay to the bit
+        self._build(packed)
 
     @property
     def nbytes(self) -> int:

@@ -49,9 +49,11 @@ class Vocabulary:
                 problem = f"{len(bad)} values are missing or of another kind than the rest, first {bad[0]!r}"
                 raise ValueError(f"vocabulary {name!r}: {problem}; drop or fill them before fitting")
             array = array.astype(str) if text else array
-        if array.dtype.kind in "Ou" and (largest := max(array.tolist(), default=0)) >= 2**63:  # would wrap to others
-            raise ValueError(f"vocabulary {name!r}: {largest} is beyond 63 bits; make these ids text, .astype(str)")
-        return cls(name, np.unique(array if array.dtype.kind == "U" else array.astype(np.int64)))
+        if array.dtype.kind in "Ou":
+            if (largest := max(array.tolist(), default=0)) >= 2**63:  # it would wrap, to another's id
+                raise ValueError(f"vocabulary {name!r}: {largest} is beyond 63 bits; make these ids text, .astype(str)")
+            array = array.astype(np.int64)
+        return cls(name, np.unique(array))
 
     def extended(self, values: Iterable) -> Vocabulary:
         """This vocabulary with those of ``values`` that it lacks behind its own, sorted (notebook 15, "Append")."""

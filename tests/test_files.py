@@ -166,6 +166,14 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, the
     assert names(tmp_path) == ["x"]
 
 
+def test_other_users_may_read_what_a_library_would_hide(tmp_path):
+    """R11: safetensors writes for its owner alone."""
+    (tmp_path / "plain").touch()
+    with write_atomically(tmp_path / "hidden") as temporary:
+        temporary.touch(0o600)
+    assert (tmp_path / "hidden").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_digest_does_not_depend_on_the_order_of_keys():
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
 

@@ -17,10 +17,11 @@ HEAD = """\
 Each row is a fault, what you see, what is kept, and the test that makes it happen. The table is generated from these
 tests: `python tests/faults/report.py` writes it again.
 
-What does not stand in it. A file that you keep alone, of weights, a checkpoint or an ONNX tower, carries no digest: damage
-that leaves its form intact is not noticed; in a trained model's folder and in a bundle it is. A crafted index file can
-crash Annoy: take a stranger's bundle with an exact or a Faiss index. Locks are those of the file system, and some network
-file systems have none. Digests find damage, not a stranger who wrote others: take bundles from people you trust.
+What does not stand in it. A file that you keep alone, of weights, a checkpoint or an ONNX tower, carries no digest:
+damage that leaves its form intact is not noticed; in a trained model's folder and in a bundle it is. A crafted index
+file can crash Annoy: take a stranger's bundle with an exact or a Faiss index. Locks are those of the file system, and
+some network file systems have none. Digests find damage, not a stranger who wrote others: take bundles from people you
+trust.
 """
 TITLES = {
     "kill": "Interrupted at any moment", "damage": "Damaged files", "two_at_once": "Several at once",

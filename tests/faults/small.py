@@ -83,7 +83,9 @@ def record(folder: Path, variant: str) -> None:
 
 
 JOBS: dict[str, Callable[[Path, str], None]] = {
-    "a trained model": train, "an index": save_index, "an ONNX file": save_onnx, "a bundle": save_bundle, "results": record,
+    "a trained model": train,
+    "an index": save_index,
+    "an ONNX file": save_onnx, "a bundle": save_bundle, "results": record,
 }  # fmt: skip
 
 
