@@ -139,6 +139,7 @@ def test_near_in_time_counts_steps_of_one_user(data):
     assert near[items[0], items[1]] == pytest.approx(1 / 6)  # one count each, and five more
     assert near[items[0], items[2]] == near[items[2], items[0]] == pytest.approx(0.5 / 6)
     assert near[items[0], items[3]] == 0
+    assert not near_in_time(data, train[[0, 3]], steps=2).any()  # what is left out of training still lies between
     edge = data.offsets[user + 1]  # of two users
     assert not near_in_time(data, np.array([edge - 1, edge])).any()
 
