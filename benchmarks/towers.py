@@ -1,0 +1,561 @@
+"""Which changes give a better pair of towers, one vector a side: for notebook 13, as ``towers.toml`` lists them.
+
+    python benchmarks/towers.py                      # everything, some three hours on one core
+    python benchmarks/towers.py --only arms
+
+Every arm is the default with one thing changed, read on validation. Each run is kept in
+``artifacts/<dataset>/towers/``: an interrupted command goes on where it stopped. ``towers.json`` is written after each arm.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import machine as shared
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from variants import MEASURES, compare, figures, read_variant
+
+from dssm_helpers import seed_everything
+from dssm_helpers.course.workspace import Workspace, code_digest
+from dssm_helpers.data import EncodedData, encode
+from dssm_helpers.evaluation import TwoTowerScorer, evaluate, interaction_matrix, rank_targets
+from dssm_helpers.features import POOLINGS, Batch, BatchBuilder, Feature, RecencyPooling, SparseFeature, default_features
+from dssm_helpers.files import digest
+from dssm_helpers.model import DSSM
+from dssm_helpers.movielens import SCHEMA
+from dssm_helpers.objectives import in_history, with_unknown_ids
+from dssm_helpers.recipes import Recipe
+from dssm_helpers.schema import Column
+from dssm_helpers.text import text_trigrams
+from dssm_helpers.training import Trainer, both_towers
+from dssm_helpers.vocabulary import FIRST, PADDING, UNKNOWN
+
+LIKED = 4  # stars
+FILE = Path(__file__).with_suffix(".json")
+
+# -- encoders of the history ----------------------------------------------------------------------------------------------
+
+
+class AttentionPooling(RecencyPooling):
+    """A weight per slot times exp(query · movie), one learned query; at the start the recency pooling."""
+
+    def __init__(self, dim: int, max_length: int):
+        super().__init__(dim, max_length)
+        self.query = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        score = self.SCALE * self.logits[: mask.shape[1]] + embedded @ self.query  # [B, L]
+        return score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(dim=1) * mask
+
+
+POOLINGS["attention"] = AttentionPooling
+
+
+class Block(nn.Module):
+    """Self-attention, pre-norm, then a feed-forward layer (SASRec). A slot sees itself and what is older."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.feed = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, slots: Tensor, allowed: Tensor, newest: bool) -> Tensor:
+        """``slots [B, L, D]``, ``allowed [B, 1, L, L]`` → ``[B, L, D]``, or ``[B, 1, D]`` of the newest slot alone."""
+        normed = self.before(slots)
+        if newest:  # nobody reads the others
+            slots, allowed = slots[:, :1], allowed[:, :, :1]
+        query, (key, value) = self.query(normed[:, : slots.shape[1]]), self.key_value(normed).chunk(2, dim=2)
+        split = [x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)]  # [B, H, L, D / H]
+        mixed = F.scaled_dot_product_attention(*split, attn_mask=allowed).transpose(1, 2).flatten(2)
+        slots = slots + self.dropout(self.out(mixed))
+        return slots + self.dropout(self.feed(self.between(slots)))
+
+
+class Encoder(nn.Module):
+    """The newest slot's output of a few :class:`Block` over the last ``length`` slots, beside the poolings."""
+
+    def __init__(self, poolings: nn.Module, dim: int, blocks: int = 1, heads: int = 2, length: int = 20, dropout=0.2):
+        super().__init__()
+        self.poolings, self.places = poolings, nn.Parameter(torch.zeros(length, dim))
+        self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(blocks))
+        for weight in self.parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=0.02)
+
+    def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        """``embedded [B, L, D]``, newest first, ``mask [B, L]`` → ``[B, (P + 1)·D]``."""
+        slots, present = embedded[:, : len(self.places)], mask[:, : len(self.places)]
+        length = present.shape[1]
+        older = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu()  # itself included
+        itself = torch.eye(length, dtype=torch.bool, device=mask.device)  # else padding would attend to nothing: NaN
+        allowed = (older & present.unsqueeze(1) | itself).unsqueeze(1)  # [B, 1, L, L]
+        slots = slots + self.places[:length]
+        for number, block in enumerate(self.blocks, start=1):
+            slots = block(slots, allowed, newest=number == len(self.blocks))
+        return torch.cat([self.poolings(embedded, mask), slots[:, 0] * present[:, :1]], dim=1)
+
+
+# -- what a row is compared with ------------------------------------------------------------------------------------------
+
+
+def softmax_losses(own: Tensor, others: Tensor, masked: Tensor) -> Tensor:
+    """Cross-entropy of each row's positive ``own [B]`` among it and ``others [B, N]``, ``masked`` left out: ``[B]``."""
+    logits = torch.cat([own.unsqueeze(1), others.masked_fill(masked, -torch.inf)], dim=1)
+    return -logits.log_softmax(dim=1)[:, 0]
+
+
+class Candidates(Trainer):
+    """The course's loss, row by row, with other candidates than the batch; as it stands, the batch."""
+
+    options: Mapping[str, Any] = {}
+    setting: Setting
+
+    def _loss(self, positions: Tensor, generator: Generator) -> Tensor:
+        batch = self.batches(positions)
+        users, items = both_towers(self.model, batch, self.config)
+        target = batch["item_id"]
+        vectors, others, log_q = self.candidates(items, target, generator)  # [N, D], [N], [I]
+        logits = self.model.logits(users, vectors) - log_q[others]  # [B, N]
+        own = self.model.logits(users, items.unsqueeze(1)).squeeze(1) - log_q[target]
+        masked = (others == target.unsqueeze(1)) | in_history(batch["history"], others)
+        return self.reduce(own, logits, masked, positions)
+
+    def candidates(self, items: Tensor, target: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        return items, target, self._log_q
+
+    def reduce(self, own: Tensor, others: Tensor, masked: Tensor, positions: Tensor) -> Tensor:
+        return softmax_losses(own, others, masked).mean()
+
+    def encode(self, items: Tensor) -> Tensor:
+        """Vectors of items, a share of their ids dropped as in the batch."""
+        batch = {**self.batches.items(items), "user_id": items}
+        return self.model.item_tower(with_unknown_ids(batch, self.config.id_dropout))
+
+    def draw(self, generator: Generator) -> Tensor:
+        return torch.randint(FIRST, self.batches.data.n_items, (self.options["n"],), generator=generator)
+
+
+class Full(Candidates):
+    """All items."""
+
+    def candidates(self, items, target, generator):
+        every = torch.arange(FIRST, self.batches.data.n_items)
+        return self.encode(every), every, torch.zeros_like(self._log_q)
+
+
+class Uniform(Candidates):
+    """``n`` items for the whole batch, each as probable; then q is the same for all and cancels."""
+
+    def candidates(self, items, target, generator):
+        drawn = self.draw(generator)
+        return self.encode(drawn), drawn, torch.zeros_like(self._log_q)
+
+
+class GBCE(Uniform):
+    """gBCE (A. Petrov, C. Macdonald, RecSys 2023): binary, sigmoid of the positive to the power beta."""
+
+    def reduce(self, own, others, masked, positions):
+        share = self.options["n"] / (self.batches.data.n_items - FIRST - 1)
+        beta = share * (self.options["t"] * (1 - 1 / share) + 1 / share)
+        return (beta * F.softplus(-own) + (F.softplus(others) * ~masked).sum(dim=1)).mean()
+
+
+class Mixed(Candidates):
+    """The batch and ``n`` uniform ones, corrected by the mixture's q (J. Yang et al., WWW 2020)."""
+
+    def candidates(self, items, target, generator):
+        drawn, n, rows = self.draw(generator), self.options["n"], len(items)
+        q = (rows * self._log_q.exp() + n / (len(self._log_q) - FIRST)) / (rows + n)
+        return torch.cat([items, self.encode(drawn)]), torch.cat([target, drawn]), q.log()
+
+
+class Queue(Candidates):
+    """The batch, and the vectors of the last ``keep`` batches as they were then."""
+
+    def candidates(self, items, target, generator):
+        kept = [*getattr(self, "kept", []), (items, target)]
+        self.kept = [(vectors.detach(), ids) for vectors, ids in kept[-self.options["keep"] :]]
+        vectors, ids = zip(*kept, strict=True)
+        return torch.cat(vectors), torch.cat(ids), self._log_q
+
+
+class Hard(Candidates):
+    """For each row ``n`` of the model's own top ``depth``, found anew each epoch; beside the batch, or ``alone``."""
+
+    def _train_epoch(self, train, steps, bar):
+        had = interaction_matrix(self.batches.data, train)
+        self.top = torch.zeros(len(self.batches.data), self.options["depth"], dtype=torch.int32)
+        scorer = TwoTowerScorer(self.model, self.batches)
+        for part in np.array_split(train, max(1, len(train) // 4096)):
+            scores = scorer(part)
+            scores[:, :FIRST] = -torch.inf
+            scores[had[self.batches.data.user[part]].nonzero()] = -torch.inf  # whatever the user has in training
+            self.top[part] = scores.topk(self.options["depth"], dim=1).indices.int()
+        return super()._train_epoch(train, steps, bar)
+
+    def _loss(self, positions, generator):
+        batch = self.batches(positions)
+        users, items = both_towers(self.model, batch, self.config)
+        target, (n, depth) = batch["item_id"], (self.options["n"], self.options["depth"])
+        column = torch.rand(len(positions), depth, generator=generator).topk(n, dim=1).indices
+        drawn = self.top[positions].long().gather(1, column)  # [B, n]
+        distinct, place = drawn.unique(return_inverse=True)
+        hard = self.model.logits(users, F.embedding(place, self.encode(distinct)))  # [B, n]
+        own, seen = self.model.logits(users, items.unsqueeze(1)).squeeze(1), torch.zeros_like(drawn, dtype=torch.bool)
+        if self.options.get("alone"):
+            return softmax_losses(own, hard, seen).mean()
+        others = torch.cat([self.model.logits(users, items) - self._log_q[target], hard - self._log_q[drawn]], dim=1)
+        masked = (target == target.unsqueeze(1)) | in_history(batch["history"], target)
+        return softmax_losses(own - self._log_q[target], others, torch.cat([masked, seen], dim=1)).mean()
+
+
+class Weighted(Candidates):
+    """A row counts by its stars."""
+
+    def reduce(self, own, others, masked, positions):
+        weight = torch.from_numpy(self.setting.stars)[positions].float()
+        return (softmax_losses(own, others, masked) * weight).sum() / weight.sum()
+
+
+class Distilled(Candidates):
+    """Half of the target is what ``members`` default models, their vectors side by side, say of the batch."""
+
+    def _train_epoch(self, train, steps, bar):
+        if not hasattr(self, "teachers"):
+            ws = self.setting.ws
+            scorers = [ws.scorer("dssm", seed) for seed in self.options["members"]]
+            self.teachers = torch.cat([scorer.item_vectors for scorer in scorers], dim=1)  # [I, M·D]
+            parts = np.array_split(np.arange(len(ws.data)), 50)
+            self.users = torch.cat([torch.cat([s.user_vectors(part) for s in scorers], dim=1) for part in parts])
+        return super()._train_epoch(train, steps, bar)
+
+    def _loss(self, positions, generator):
+        batch = self.batches(positions)
+        users, items = both_towers(self.model, batch, self.config)
+        target = batch["item_id"]
+        own = torch.eye(len(target), dtype=torch.bool)
+        masked = ((target == target.unsqueeze(1)) | in_history(batch["history"], target)) & ~own
+        said = self.users[positions] @ self.teachers[target].T / len(self.options["members"])
+        teacher, student = (
+            (scores - self._log_q[target]).masked_fill(masked, -torch.inf).log_softmax(dim=1)
+            for scores in (said / self.model.temperature, self.model.logits(users, items))
+        )
+        soft = -(teacher.exp() * student.masked_fill(masked, 0.0)).sum(dim=1).mean()
+        share = self.options.get("share", 0.5)
+        return share * soft - (1 - share) * student.diagonal().mean()
+
+
+# -- what an arm changes --------------------------------------------------------------------------------------------------
+
+
+class Setting:
+    """The course's default, step by step. A part overrides a step and goes on from the one it replaces."""
+
+    def __init__(self, ws: Workspace, recipe: Recipe, options: Mapping[str, Any]):
+        self.ws, self.recipe, self.options = ws, recipe, options
+        self.data = self.encode()
+        self.batches = self.make_batches()
+
+    @cached_property
+    def stars(self) -> np.ndarray:
+        """Of every position, ``[N]``."""
+        return stars(self.ws)
+
+    def encode(self) -> EncodedData:
+        return self.ws.data
+
+    def make_batches(self) -> BatchBuilder:
+        return BatchBuilder(self.data)
+
+    def rows(self) -> np.ndarray:
+        return self.ws.split.train
+
+    def features(self) -> tuple[list[Feature], list[Feature]]:
+        recipe = self.recipe
+        names = {"dim": recipe.dim, "pooling": recipe.pooling, "max_history": recipe.max_history}
+        return default_features(self.data, **names, without=recipe.without)
+
+    def model(self, seed: int) -> DSSM:
+        seed_everything(seed)
+        tower = {"dims": self.recipe.dims, "dropout": self.recipe.dropout}
+        return DSSM(*self.features(), tower, tower, temperature=self.recipe.temperature)
+
+
+def stars(ws: Workspace) -> np.ndarray:
+    ratings, ids = ws.tables.ratings, ws.data.vocabularies["user_id"]
+    order = np.lexsort((ratings["timestamp"].to_numpy(), ids.encode(ratings["user_id"].to_numpy())))
+    return ratings["rating"].to_numpy()[order]
+
+
+class Attentive(Setting):
+    """:class:`Encoder` beside the poolings of the history."""
+
+    def model(self, seed):
+        model = super().model(seed)
+        tower, embedding, dim = model.user_tower, model.user_tower.embedding, self.recipe.dim
+        names = ("blocks", "heads", "length")
+        options = {name: self.options[name] for name in names if name in self.options}
+        embedding.poolings["history"] = Encoder(embedding.poolings["history"], dim, **options)
+        embedding.width += dim
+        tower.mlp[0] = nn.Linear(embedding.width, tower.mlp[0].out_features)
+        return model
+
+
+class LastOnly(Setting):
+    """Each user's last training row, as often as makes as many steps."""
+
+    def rows(self):
+        train = super().rows()
+        return np.resize(train[np.append(np.diff(self.data.user[train]) > 0, True)], len(train))
+
+
+class Liked(Setting):
+    """Only what was liked is a target."""
+
+    def rows(self):
+        return (rows := super().rows())[self.stars[rows] >= LIKED]
+
+
+class Sampled(Liked):
+    """As many rows as were liked, whichever."""
+
+    def rows(self):
+        train = self.ws.split.train
+        return np.sort(np.random.default_rng(0).choice(train, len(super().rows()), replace=False))
+
+
+class Filtered(BatchBuilder):
+    """Histories without some positions; ``cold [I]`` are items whose id nobody knows."""
+
+    keep: Tensor
+    cold: Tensor | None = None
+
+    def users(self, positions):
+        positions = torch.as_tensor(positions)
+        slots = (positions.unsqueeze(1) - torch.arange(1, self.max_history + 1)).clamp(min=0)
+        history = (batch := super().users(positions))["history"] * self.keep[slots]
+        order = (history == PADDING).int().argsort(dim=1, stable=True)  # what is left moves together
+        return {**batch, "history": history.gather(1, order)}
+
+    def items(self, items):
+        return self._unknown(super().items(items))
+
+    def all_items(self):
+        return self._unknown(super().all_items())
+
+    def _unknown(self, batch: Batch) -> Batch:
+        if self.cold is None:
+            return batch
+        return {**batch, "item_id": batch["item_id"].masked_fill(self.cold[batch["item_id"]], UNKNOWN)}
+
+
+class LikedHistory(Liked):
+    """And only what was liked is in a history."""
+
+    def make_batches(self):
+        batches = Filtered(self.data)
+        batches.keep = torch.from_numpy(self.stars >= LIKED)
+        return batches
+
+
+class Titles(Setting):
+    """Letter trigrams of the title, without its year, as a list column of the items, mean-pooled."""
+
+    def encode(self):
+        movies = self.ws.tables.movies
+        found = [text_trigrams(re.sub(r"\(\d{4}\)", "", title)) for title in movies["title"]]
+        often = {t for t, n in zip(*np.unique(np.concatenate(found), return_counts=True), strict=True) if n >= 3}
+        movies = movies.assign(trigrams=[[t for t in row if t in often] or ["#"] for row in found])
+        schema = replace(SCHEMA, columns=(*SCHEMA.columns, Column("trigrams", "item", "list")))
+        return encode(self.ws.tables.ratings, self.ws.tables.users, movies, schema, name=self.ws.data.name)
+
+    def features(self):
+        user, item = super().features()
+        width = self.options.get("width", 48)
+        return user, [replace(f, embed_dim=width) if f.name == "trigrams" else f for f in item]
+
+
+class Timed(BatchBuilder):
+    """What a request's time says, as further columns of the user."""
+
+    PAUSES = (1, 60, 3600, 86_400, 7 * 86_400, 30 * 86_400)  # seconds
+    SIZES = {"hour": 24, "weekday": 7, "pause": len(PAUSES) + 2, "week": 40}
+
+    def users(self, positions):
+        batch, at = super().users(positions), np.asarray(positions)
+        time, first = self.data.timestamp, self.data.offsets[self.data.user[at]] == at
+        pause = np.where(first, len(self.PAUSES) + 1, np.digitize(time[at] - time[at - 1], self.PAUSES))
+        week = (time[at] - time.min()) // (7 * 86_400)
+        found = {"hour": time[at] // 3600 % 24, "weekday": time[at] // 86_400 % 7, "pause": pause, "week": week}
+        return {**batch, **{name: torch.from_numpy(values + FIRST) for name, values in found.items()}}
+
+
+class Time(Setting):
+    """Columns of :class:`Timed` as user features."""
+
+    def make_batches(self):
+        return Timed(self.data)
+
+    def features(self):
+        user, item = super().features()
+        return [*user, *(SparseFeature(n, FIRST + Timed.SIZES[n], 16) for n in self.options["columns"])], item
+
+
+# -- runs -----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A line of ``towers.toml``, which explains the fields."""
+
+    row: str
+    name: str
+    what: str
+    seeds: int
+    recipe: Recipe
+    parts: tuple[str, ...]
+    trainer: str
+    options: Mapping[str, Any]
+
+    @property
+    def setting(self) -> type[Setting]:
+        return type(self.name, tuple(globals()[name] for name in self.parts) or (Setting,), {})
+
+    def made_of(self, seed: int) -> dict[str, Any]:
+        """Everything that decides the outcome besides data and the library's code."""
+        recipe = asdict(replace(self.recipe, training=replace(self.recipe.training, seed=seed)))
+        names = [*self.parts, self.trainer, *(["AttentionPooling"] if "attention" in self.recipe.pooling else [])]
+        return {"recipe": recipe, "options": dict(self.options), "parts": names, "code": code_of(names)}
+
+
+def code_of(names: Sequence[str]) -> str:
+    """A hash of these classes of this file, and of those they name."""
+    found, wanted = {}, list(names)
+    while wanted:
+        name = wanted.pop()
+        if name not in found and inspect.getmodule(globals().get(name)) is sys.modules[__name__]:
+            found[name] = inspect.getsource(globals()[name])
+            wanted += re.findall(r"\b[A-Z]\w+", found[name])
+    return digest(dict(sorted(found.items())))
+
+
+def read_arm(line: Mapping[str, Any]) -> Arm:
+    own = {"row": "", "what": "", "parts": [], "trainer": "Trainer", "options": {}}
+    variant = read_variant({n: v for n, v in line.items() if n not in own}, seeds=3)
+    fields = {name: line.get(name, default) for name, default in own.items()}
+    return Arm(**{**fields, "parts": tuple(fields["parts"])}, name=variant.name, seeds=variant.seeds, recipe=variant.recipe)
+
+
+def train(arm: Arm, ws: Workspace, seed: int) -> tuple[DSSM, Setting, Trainer | None]:
+    setting = arm.setting(ws, arm.recipe, arm.options)
+    trainer = globals()[arm.trainer](model := setting.model(seed), setting.batches, replace(arm.recipe.training, seed=seed))
+    trainer.options, trainer.setting = arm.options, setting
+    trainer.fit(setting.rows(), lambda m: evaluate(m, setting.batches, ws.split.validation), progress=False)
+    return model, setting, trainer
+
+
+def run(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
+    """:func:`measure`, once."""
+    made_of = [arm.made_of(seed), ws.data.fingerprint(), ws.split.fingerprint(), code_digest()]
+    return shared.once(ws.folder / "towers" / f"{digest(made_of)[:12]}.json", lambda: measure(ws, arm, seed))
+
+
+def measure(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
+    """Train an arm and rank every user's validation and test row."""
+    if arm.name == "default":  # other parts need its weights
+        model, seconds = ws.trained("dssm", seed)
+        setting = arm.setting(ws, arm.recipe, arm.options)
+    else:
+        model, setting, trainer = train(arm, ws, seed)
+        seconds = trainer.train_seconds
+    scorer = TwoTowerScorer(model, setting.batches)
+    ranks = {part: rank_targets(scorer, setting.data, getattr(ws.split, part)).tolist() for part in ("validation", "test")}
+    return {"settings": arm.made_of(seed), "seconds": seconds, "ranks": ranks}
+
+
+LIST = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ARMS = [read_arm(line) for line in LIST["arms"]]
+
+
+# -- tables ---------------------------------------------------------------------------------------------------------------
+
+
+def ranks_of(runs: Sequence[Mapping[str, Any]], part: str = "validation") -> np.ndarray:
+    return np.array([found["ranks"][part] for found in runs])
+
+
+def ranges(ranks: np.ndarray) -> dict[str, float]:
+    """Between the best and the worst seed of ranks ``[seeds, n]``."""
+    per_seed = [figures(one[None]) for one in ranks]
+    return {name: float(np.ptp([found[name] for found in per_seed])) for name in MEASURES}
+
+
+def passes(difference: Mapping[str, Sequence[float]], spread: Mapping[str, float]) -> bool:
+    """Above noise (interval above zero, further than the default's seeds apart) on Hit@10 or NDCG@10, below on none."""
+    above = any(difference[m][1] > 0 and difference[m][0] > spread[m] for m in ("hit@10", "ndcg@10"))
+    return above and not any(high < 0 for _, _, high in difference.values())
+
+
+def arms(ws: Workspace) -> None:
+    """The sections ``arms``, ``default_range`` and ``stars``: first one seed of every arm, then three, then the rest."""
+    for most in (1, 3, 5):
+        rows, liked, everyone = [], [], {}
+        for arm in ARMS:
+            runs = [run(ws, arm, seed) for seed in range(min(arm.seeds, most))]
+            everyone[arm.name] = ranks = ranks_of(runs)
+            default = everyone["default"][: len(ranks)]
+            difference = compare(ranks, default)
+            about = {"row": arm.row, "name": arm.name, "what": arm.what, "seeds": len(runs)}
+            seconds = float(np.mean([found["seconds"] for found in runs]))
+            verdict = len(runs) >= 3 and passes(difference, ranges(default))
+            row = {**about, **figures(ranks), "seconds": seconds, "difference": difference, "passes": verdict}
+            rows.append(row)
+            if arm.row in ("default", "positives"):
+                liked.append(judged(ws, arm.name, ranks, default))
+            shared_rows = {"arms": rows, "default_range": ranges(default), "stars": liked}
+            keep(ws, runs, **shared_rows)
+            print(f"{arm.name:32s}", *(f"{m} {row[m]:.4f} {difference[m][0]:+.4f}" for m in MEASURES), f"{seconds:.0f} s", flush=True)
+
+
+def judged(ws: Workspace, name: str, ranks: np.ndarray, default: np.ndarray) -> dict[str, Any]:
+    """An arm on every user's validation row, and on those of them with at least four stars."""
+    liked = stars(ws)[ws.split.validation] >= LIKED
+    both = {"any": np.ones_like(liked), "liked": liked}
+    return {
+        "name": name,
+        **{
+            target: {"users": int(of.sum()), **figures(ranks[:, of]), "difference": compare(ranks[:, of], default[:, of])}
+            for target, of in both.items()
+        },
+    }
+
+
+def keep(ws: Workspace, runs: Sequence[Mapping[str, Any]], **sections: Any) -> None:
+    """Write sections of ``towers.json``, the others as they are."""
+    machine = shared.machines(list(runs))
+    about = {"dataset": ws.dataset, "split": "validation", "machine": machine, "date": machine["date"]}
+    shared.write_json(FILE, {**shared.read_json(FILE), **about, **sections})
+
+
+if __name__ == "__main__":
+    tables = {table.__name__: table for table in (arms,)}
+    parser = shared.command_line(__doc__)
+    parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
+    chosen = parser.parse_args().only
+    torch.set_num_threads(1)
+    for name in chosen:
+        tables[name](Workspace("ml-100k", progress=False))
