@@ -4,7 +4,7 @@
     python benchmarks/towers.py --only arms
 
 Every arm is the default with one thing changed, read on validation. Each run is kept in
-``artifacts/<dataset>/towers/``: an interrupted command goes on where it stopped. ``towers.json`` is written after each arm.
+``artifacts/<dataset>/towers/``: an interrupted command goes on where it stopped. ``towers.json`` is written after each.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import inspect
 import re
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,29 @@ from variants import MEASURES, compare, figures, read_variant
 from dssm_helpers import seed_everything
 from dssm_helpers.course.workspace import Workspace, code_digest
 from dssm_helpers.data import EncodedData, encode
-from dssm_helpers.evaluation import TwoTowerScorer, evaluate, interaction_matrix, rank_targets
-from dssm_helpers.features import POOLINGS, Batch, BatchBuilder, Feature, RecencyPooling, SparseFeature, default_features
+from dssm_helpers.evaluation import (
+    TwoTowerScorer,
+    chance_level,
+    coverage,
+    evaluate,
+    interaction_matrix,
+    metrics,
+    rank_targets,
+    top_k,
+)
+from dssm_helpers.features import (
+    POOLINGS,
+    Batch,
+    BatchBuilder,
+    Feature,
+    RecencyPooling,
+    SparseFeature,
+    default_features,
+)
 from dssm_helpers.files import digest
 from dssm_helpers.model import DSSM
 from dssm_helpers.movielens import SCHEMA
-from dssm_helpers.objectives import in_history, with_unknown_ids
+from dssm_helpers.objectives import in_history, log_shares, with_unknown_ids
 from dssm_helpers.recipes import Recipe
 from dssm_helpers.schema import Column
 from dssm_helpers.text import text_trigrams
@@ -44,7 +61,7 @@ from dssm_helpers.vocabulary import FIRST, PADDING, UNKNOWN
 LIKED = 4  # stars
 FILE = Path(__file__).with_suffix(".json")
 
-# -- encoders of the history ----------------------------------------------------------------------------------------------
+# -- encoders of the history ------------------------------------------------------------------------------------------
 
 
 class AttentionPooling(RecencyPooling):
@@ -109,7 +126,7 @@ class Encoder(nn.Module):
         return torch.cat([self.poolings(embedded, mask), slots[:, 0] * present[:, :1]], dim=1)
 
 
-# -- what a row is compared with ------------------------------------------------------------------------------------------
+# -- what a row is compared with --------------------------------------------------------------------------------------
 
 
 def softmax_losses(own: Tensor, others: Tensor, masked: Tensor) -> Tensor:
@@ -259,7 +276,7 @@ class Distilled(Candidates):
         return share * soft - (1 - share) * student.diagonal().mean()
 
 
-# -- what an arm changes --------------------------------------------------------------------------------------------------
+# -- what an arm changes ----------------------------------------------------------------------------------------------
 
 
 class Setting:
@@ -283,6 +300,9 @@ class Setting:
 
     def rows(self) -> np.ndarray:
         return self.ws.split.train
+
+    def validation(self) -> np.ndarray:
+        return self.ws.split.validation
 
     def features(self) -> tuple[list[Feature], list[Feature]]:
         recipe = self.recipe
@@ -389,16 +409,17 @@ class Titles(Setting):
         return user, [replace(f, embed_dim=width) if f.name == "trigrams" else f for f in item]
 
 
+PAUSES = (1, 60, 3600, 86_400, 7 * 86_400, 30 * 86_400)  # seconds
+TIMES = {"hour": 24, "weekday": 7, "pause": len(PAUSES) + 2, "week": 40}  # how many values each has
+
+
 class Timed(BatchBuilder):
     """What a request's time says, as further columns of the user."""
-
-    PAUSES = (1, 60, 3600, 86_400, 7 * 86_400, 30 * 86_400)  # seconds
-    SIZES = {"hour": 24, "weekday": 7, "pause": len(PAUSES) + 2, "week": 40}
 
     def users(self, positions):
         batch, at = super().users(positions), np.asarray(positions)
         time, first = self.data.timestamp, self.data.offsets[self.data.user[at]] == at
-        pause = np.where(first, len(self.PAUSES) + 1, np.digitize(time[at] - time[at - 1], self.PAUSES))
+        pause = np.where(first, len(PAUSES) + 1, np.digitize(time[at] - time[at - 1], PAUSES))
         week = (time[at] - time.min()) // (7 * 86_400)
         found = {"hour": time[at] // 3600 % 24, "weekday": time[at] // 86_400 % 7, "pause": pause, "week": week}
         return {**batch, **{name: torch.from_numpy(values + FIRST) for name, values in found.items()}}
@@ -412,10 +433,48 @@ class Time(Setting):
 
     def features(self):
         user, item = super().features()
-        return [*user, *(SparseFeature(n, FIRST + Timed.SIZES[n], 16) for n in self.options["columns"])], item
+        return [*user, *(SparseFeature(n, FIRST + TIMES[n], 16) for n in self.options["columns"])], item
 
 
-# -- runs -----------------------------------------------------------------------------------------------------------------
+class Cold(Setting):
+    """A tenth of the items (``draw``) is in no history and no row; each user's last five rows are kept apart."""
+
+    @cached_property
+    def cold(self) -> Tensor:
+        """Which items, ``[I]``: of those with five interactions."""
+        often = np.flatnonzero(self.ws.data.item_counts(np.arange(len(self.ws.data))) >= 5)
+        chosen = np.random.default_rng(self.options["draw"]).choice(often, self.ws.data.n_items // 10, replace=False)
+        return torch.zeros(self.ws.data.n_items, dtype=torch.bool).index_fill(0, torch.from_numpy(chosen), True)
+
+    @cached_property
+    def is_cold(self) -> np.ndarray:
+        """Of every position, ``[N]``."""
+        return self.cold.numpy()[self.ws.data.item]
+
+    @cached_property
+    def apart(self) -> np.ndarray:
+        """Of every position, ``[N]``: whether it is one of its user's last five."""
+        return np.arange(len(self.ws.data)) >= self.ws.data.offsets[self.ws.data.user + 1] - 5
+
+    def make_batches(self):
+        batches = Filtered(self.data)
+        batches.keep, batches.cold = torch.from_numpy(~self.is_cold), self.cold
+        return batches
+
+    def rows(self):
+        rows = super().rows()
+        return rows[~self.is_cold[rows] & ~self.apart[rows]]
+
+    def validation(self):
+        rows = super().validation()
+        return rows[~self.is_cold[rows]]
+
+    def asked(self) -> np.ndarray:
+        """The positions kept apart whose item is cold."""
+        return np.flatnonzero(self.apart & self.is_cold)
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -457,41 +516,78 @@ def read_arm(line: Mapping[str, Any]) -> Arm:
     own = {"row": "", "what": "", "parts": [], "trainer": "Trainer", "options": {}}
     variant = read_variant({n: v for n, v in line.items() if n not in own}, seeds=3)
     fields = {name: line.get(name, default) for name, default in own.items()}
-    return Arm(**{**fields, "parts": tuple(fields["parts"])}, name=variant.name, seeds=variant.seeds, recipe=variant.recipe)
+    return Arm(
+        **{**fields, "parts": tuple(fields["parts"])}, name=variant.name, seeds=variant.seeds, recipe=variant.recipe
+    )
 
 
-def train(arm: Arm, ws: Workspace, seed: int) -> tuple[DSSM, Setting, Trainer | None]:
-    setting = arm.setting(ws, arm.recipe, arm.options)
-    trainer = globals()[arm.trainer](model := setting.model(seed), setting.batches, replace(arm.recipe.training, seed=seed))
+def train(arm: Arm, setting: Setting, seed: int) -> Trainer:
+    config = replace(arm.recipe.training, seed=seed)
+    trainer = globals()[arm.trainer](setting.model(seed), setting.batches, config)
     trainer.options, trainer.setting = arm.options, setting
-    trainer.fit(setting.rows(), lambda m: evaluate(m, setting.batches, ws.split.validation), progress=False)
-    return model, setting, trainer
+    trainer.fit(setting.rows(), lambda m: evaluate(m, setting.batches, setting.validation()), progress=False)
+    return trainer
 
 
 def run(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
     """:func:`measure`, once."""
+    return once(ws, "arm", arm, seed, lambda: measure(ws, arm, seed))
+
+
+def once(ws: Workspace, kind: str, arm: Arm, seed: int, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     made_of = [arm.made_of(seed), ws.data.fingerprint(), ws.split.fingerprint(), code_digest()]
-    return shared.once(ws.folder / "towers" / f"{digest(made_of)[:12]}.json", lambda: measure(ws, arm, seed))
+    made_of += [kind] if kind != "arm" else []
+    return shared.once(ws.folder / "towers" / f"{digest(made_of)[:12]}.json", do)
 
 
 def measure(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
     """Train an arm and rank every user's validation and test row."""
+    setting = arm.setting(ws, arm.recipe, arm.options)
     if arm.name == "default":  # other parts need its weights
         model, seconds = ws.trained("dssm", seed)
-        setting = arm.setting(ws, arm.recipe, arm.options)
     else:
-        model, setting, trainer = train(arm, ws, seed)
-        seconds = trainer.train_seconds
+        trainer = train(arm, setting, seed)
+        model, seconds = trainer.model, trainer.train_seconds
     scorer = TwoTowerScorer(model, setting.batches)
-    ranks = {part: rank_targets(scorer, setting.data, getattr(ws.split, part)).tolist() for part in ("validation", "test")}
-    return {"settings": arm.made_of(seed), "seconds": seconds, "ranks": ranks}
+    parts = {part: getattr(ws.split, part) for part in ("validation", "test")}
+    ranks = {part: rank_targets(scorer, setting.data, positions).tolist() for part, positions in parts.items()}
+    covered = coverage(top_k(scorer, setting.data, ws.split.validation)[0], ws.data.n_items - FIRST)
+    return {"settings": arm.made_of(seed), "seconds": seconds, "coverage": covered, "ranks": ranks}
+
+
+def measure_cold(arm: Arm, setting: Cold, seed: int) -> dict[str, Any]:
+    """Ranks of cold and of warm targets; the cold ids are unknown, as they were drawn, or the mean of neighbours."""
+    trainer = train(arm, setting, seed)
+    rows = trainer.model.item_tower.embedding.tables["item_id"].weight.data
+
+    def cold() -> list[float]:
+        return rank_targets(TwoTowerScorer(trainer.model, setting.batches), setting.data, setting.asked()).tolist()
+
+    warm = TwoTowerScorer(trainer.model, setting.batches)
+    ranks = {"warm": rank_targets(warm, setting.data, setting.validation()).tolist(), "unknown": cold()}
+    setting.batches.cold = None
+    ranks["as drawn"] = cold()
+    rows[setting.cold] = rows[neighbours(setting)].mean(dim=1)
+    return {"seconds": trainer.train_seconds, "ranks": ranks | {"neighbours": cold()}}
+
+
+def neighbours(setting: Cold, k: int = 10) -> Tensor:
+    """The ``k`` warm items most like each cold one: genres (Jaccard), then a year less for thirty: ``[C, k]``."""
+    data, counts = setting.data, setting.data.item_counts(setting.rows())
+    genres = torch.zeros(data.n_items, len(data.vocabularies["genres"]))
+    genres.scatter_(1, torch.from_numpy(data.item_columns["genres"]), 1.0)[:, PADDING] = 0
+    year = torch.from_numpy(np.append([0, 0], data.vocabularies["year"].values))[data.item_columns["year"]].float()
+    common, size = genres[setting.cold] @ genres.T, genres.sum(dim=1)
+    alike = common / (size[setting.cold].unsqueeze(1) + size - common).clamp(min=1)
+    alike -= (year[setting.cold].unsqueeze(1) - year).abs() / 30
+    return alike.masked_fill(torch.from_numpy(counts < 5), -torch.inf).topk(k, dim=1).indices
 
 
 LIST = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-ARMS = [read_arm(line) for line in LIST["arms"]]
+ARMS, COLD = ([read_arm(line) for line in LIST[table]] for table in ("arms", "cold"))
 
 
-# -- tables ---------------------------------------------------------------------------------------------------------------
+# -- tables -----------------------------------------------------------------------------------------------------------
 
 
 def ranks_of(runs: Sequence[Mapping[str, Any]], part: str = "validation") -> np.ndarray:
@@ -511,7 +607,7 @@ def passes(difference: Mapping[str, Sequence[float]], spread: Mapping[str, float
 
 
 def arms(ws: Workspace) -> None:
-    """The sections ``arms``, ``default_range`` and ``stars``: first one seed of every arm, then three, then the rest."""
+    """The sections ``arms``, ``default_range`` and ``stars``: one seed of every arm, then three, then five."""
     for most in (1, 3, 5):
         rows, liked, everyone = [], [], {}
         for arm in ARMS:
@@ -522,13 +618,58 @@ def arms(ws: Workspace) -> None:
             about = {"row": arm.row, "name": arm.name, "what": arm.what, "seeds": len(runs)}
             seconds = float(np.mean([found["seconds"] for found in runs]))
             verdict = len(runs) >= 3 and passes(difference, ranges(default))
-            row = {**about, **figures(ranks), "seconds": seconds, "difference": difference, "passes": verdict}
+            covered = [found["coverage"] for found in runs if "coverage" in found]
+            row = {**about, **figures(ranks), "coverage": float(np.mean(covered)) if covered else None, "seconds": seconds, "difference": difference, "passes": verdict}
             rows.append(row)
             if arm.row in ("default", "positives"):
                 liked.append(judged(ws, arm.name, ranks, default))
             shared_rows = {"arms": rows, "default_range": ranges(default), "stars": liked}
             keep(ws, runs, **shared_rows)
-            print(f"{arm.name:32s}", *(f"{m} {row[m]:.4f} {difference[m][0]:+.4f}" for m in MEASURES), f"{seconds:.0f} s", flush=True)
+            print(
+                f"{arm.name:32s}",
+                *(f"{m} {row[m]:.4f} {difference[m][0]:+.4f}" for m in MEASURES),
+                f"{seconds:.0f} s",
+                flush=True,
+            )
+
+
+def dial(ws: Workspace) -> None:
+    """The section ``dial``: scores of the default plus lambda · log q (cosines, so times the temperature)."""
+    log_q = log_shares(ws.data.item_counts(ws.split.train))
+    curve = []
+    for strength in np.linspace(-0.6, 0.4, 21).round(2).tolist():
+        found = []
+        for seed in range(3):
+            scorer = ws.scorer("dssm", seed)
+            scorer = partial(shifted, scorer, strength * scorer.model.temperature * log_q)
+            hits = metrics(rank_targets(scorer, ws.data, ws.split.validation))["hit@10"]
+            shown = top_k(scorer, ws.data, ws.split.validation)[0]
+            found.append([hits, coverage(shown, ws.data.n_items - FIRST)])
+        curve.append({"lambda": strength, **dict(zip(("hit@10", "coverage"), np.mean(found, axis=0), strict=True))})
+    keep(ws, [], dial=curve)
+
+
+def shifted(scorer: TwoTowerScorer, offset: Tensor, positions: np.ndarray) -> Tensor:
+    return scorer(positions) + offset
+
+
+def cold(ws: Workspace) -> None:
+    """The section ``cold``: three draws of cold items, one seed each, the users' cold and warm targets."""
+    arms, baselines = [], {}
+    for arm in COLD:
+        runs = []
+        for draw in range(arm.seeds):
+            one = replace(arm, options={**arm.options, "draw": draw})
+            setting = one.setting(ws, one.recipe, one.options)
+            runs.append(once(ws, "cold", one, draw, lambda: measure_cold(one, setting, draw)))  # noqa: B023
+        ranks = {name: np.concatenate([found["ranks"][name] for found in runs]) for name in runs[0]["ranks"]}
+        default = ranks if not arms else default  # noqa: F821
+        arms.append({
+            "name": arm.name, "what": arm.what, "draws": arm.seeds, "seconds": float(np.mean([r["seconds"] for r in runs])),
+            **{name: {**{m: metrics(r)[m] for m in MEASURES}, "difference": compare(r, default[name])} for name, r in ranks.items()},
+        })  # fmt: skip
+        keep(ws, runs, cold={"rows": len(ranks["unknown"]), "warm_rows": len(ranks["warm"]), "arms": arms})
+        print(arm.name, {n: {m: round(metrics(r)[m], 4) for m in MEASURES} for n, r in ranks.items()}, flush=True)
 
 
 def judged(ws: Workspace, name: str, ranks: np.ndarray, default: np.ndarray) -> dict[str, Any]:
@@ -538,7 +679,11 @@ def judged(ws: Workspace, name: str, ranks: np.ndarray, default: np.ndarray) -> 
     return {
         "name": name,
         **{
-            target: {"users": int(of.sum()), **figures(ranks[:, of]), "difference": compare(ranks[:, of], default[:, of])}
+            target: {
+                "users": int(of.sum()),
+                **figures(ranks[:, of]),
+                "difference": compare(ranks[:, of], default[:, of]),
+            }
             for target, of in both.items()
         },
     }
@@ -546,13 +691,14 @@ def judged(ws: Workspace, name: str, ranks: np.ndarray, default: np.ndarray) -> 
 
 def keep(ws: Workspace, runs: Sequence[Mapping[str, Any]], **sections: Any) -> None:
     """Write sections of ``towers.json``, the others as they are."""
-    machine = shared.machines(list(runs))
-    about = {"dataset": ws.dataset, "split": "validation", "machine": machine, "date": machine["date"]}
+    about = {"dataset": ws.dataset, "split": "validation"}
+    if runs:
+        about |= {"machine": (machine := shared.machines(list(runs))), "date": machine["date"]}
     shared.write_json(FILE, {**shared.read_json(FILE), **about, **sections})
 
 
 if __name__ == "__main__":
-    tables = {table.__name__: table for table in (arms,)}
+    tables = {table.__name__: table for table in (arms, dial, cold)}
     parser = shared.command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
     chosen = parser.parse_args().only
