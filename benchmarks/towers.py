@@ -210,6 +210,14 @@ class Queue(Candidates):
         return torch.cat(vectors), torch.cat(ids), self._log_q
 
 
+class LateQueue(Queue):
+    """The same once ``after`` epochs have settled the vectors (J. Wang et al., SIGIR 2021)."""
+
+    def candidates(self, items, target, generator):
+        late = len(self._rows) >= self.options["after"]
+        return super().candidates(items, target, generator) if late else (items, target, self._log_q)
+
+
 class Hard(Candidates):
     """For each row ``n`` of the model's own top ``depth``, found anew each epoch; beside the batch, or ``alone``."""
 
@@ -274,6 +282,42 @@ class Distilled(Candidates):
         soft = -(teacher.exp() * student.masked_fill(masked, 0.0)).sum(dim=1).mean()
         share = self.options.get("share", 0.5)
         return share * soft - (1 - share) * student.diagonal().mean()
+
+
+class Student(Mixed):
+    """Mixed candidates; a share of the history is forgotten; part of the target is what default models say.
+
+    Options: ``n`` uniform candidates, ``forget`` that share of slots, and ``share`` of the target by the teachers
+    ``members`` (seeds), whose vectors stand side by side.
+    """
+
+    def _train_epoch(self, train, steps, bar):
+        if self.options.get("share") and not self._rows:
+            scorers = [self.setting.ws.scorer("dssm", seed) for seed in self.options["members"]]
+            self.taught = torch.cat([scorer.item_vectors for scorer in scorers], dim=1)  # [I, M·D]
+            parts = np.array_split(np.arange(len(self.batches.data)), 50)
+            self.users = torch.cat([torch.cat([s.user_vectors(part) for s in scorers], dim=1) for part in parts])
+        return super()._train_epoch(train, steps, bar)
+
+    def _loss(self, positions, generator):
+        batch = self.batches(positions)
+        seen, target = batch["history"], batch["item_id"]
+        kept = torch.rand(seen.shape) >= self.options.get("forget", 0.0)
+        users, items = both_towers(self.model, {**batch, "history": seen * kept}, self.config)
+        vectors, others, log_q = self.candidates(items, target, generator)  # the batch comes first
+        masked = (others == target.unsqueeze(1)) | in_history(seen, others)
+        masked.fill_diagonal_(False)
+        own = self.log_softmax(self.model.logits(users, vectors) - log_q[others], masked)
+        loss, share = -own.diagonal().mean(), self.options.get("share", 0.0)
+        if not share:
+            return loss
+        said = self.users[positions] @ self.taught[others].T / len(self.options["members"]) / self.model.temperature
+        teacher = self.log_softmax(said - log_q[others], masked)
+        soft = -(teacher.exp() * own.masked_fill(masked, 0.0)).sum(dim=1).mean()
+        return (1 - share) * loss + share * soft
+
+    def log_softmax(self, logits: Tensor, masked: Tensor) -> Tensor:
+        return logits.masked_fill(masked, -torch.inf).log_softmax(dim=1)
 
 
 # -- what an arm changes ----------------------------------------------------------------------------------------------
@@ -574,8 +618,7 @@ def measure_cold(arm: Arm, setting: Cold, seed: int) -> dict[str, Any]:
 def neighbours(setting: Cold, k: int = 10) -> Tensor:
     """The ``k`` warm items most like each cold one: genres (Jaccard), then a year less for thirty: ``[C, k]``."""
     data, counts = setting.data, setting.data.item_counts(setting.rows())
-    genres = torch.zeros(data.n_items, len(data.vocabularies["genres"]))
-    genres.scatter_(1, torch.from_numpy(data.item_columns["genres"]), 1.0)[:, PADDING] = 0
+    genres = genres_of(data)
     year = torch.from_numpy(np.append([0, 0], data.vocabularies["year"].values))[data.item_columns["year"]].float()
     common, size = genres[setting.cold] @ genres.T, genres.sum(dim=1)
     alike = common / (size[setting.cold].unsqueeze(1) + size - common).clamp(min=1)
@@ -585,6 +628,13 @@ def neighbours(setting: Cold, k: int = 10) -> Tensor:
 
 LIST = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 ARMS, COLD = ([read_arm(line) for line in LIST[table]] for table in ("arms", "cold"))
+
+
+def genres_of(data: EncodedData) -> Tensor:
+    """Ones at (item, genre), ``[I, G]``."""
+    genres = torch.zeros(data.n_items, len(data.vocabularies["genres"]))
+    genres.scatter_(1, torch.from_numpy(data.item_columns["genres"]), 1.0)[:, PADDING] = 0
+    return genres
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -619,7 +669,14 @@ def arms(ws: Workspace) -> None:
             seconds = float(np.mean([found["seconds"] for found in runs]))
             verdict = len(runs) >= 3 and passes(difference, ranges(default))
             covered = [found["coverage"] for found in runs if "coverage" in found]
-            row = {**about, **figures(ranks), "coverage": float(np.mean(covered)) if covered else None, "seconds": seconds, "difference": difference, "passes": verdict}
+            row = {
+                **about,
+                **figures(ranks),
+                "coverage": float(np.mean(covered)) if covered else None,
+                "seconds": seconds,
+                "difference": difference,
+                "passes": verdict,
+            }
             rows.append(row)
             if arm.row in ("default", "positives"):
                 liked.append(judged(ws, arm.name, ranks, default))
@@ -655,21 +712,62 @@ def shifted(scorer: TwoTowerScorer, offset: Tensor, positions: np.ndarray) -> Te
 
 def cold(ws: Workspace) -> None:
     """The section ``cold``: three draws of cold items, one seed each, the users' cold and warm targets."""
-    arms, baselines = [], {}
+    arms, places = [], []
     for arm in COLD:
         runs = []
         for draw in range(arm.seeds):
             one = replace(arm, options={**arm.options, "draw": draw})
             setting = one.setting(ws, one.recipe, one.options)
             runs.append(once(ws, "cold", one, draw, lambda: measure_cold(one, setting, draw)))  # noqa: B023
+            if arm is COLD[0]:
+                places.append(by_genre(setting))
         ranks = {name: np.concatenate([found["ranks"][name] for found in runs]) for name in runs[0]["ranks"]}
         default = ranks if not arms else default  # noqa: F821
-        arms.append({
-            "name": arm.name, "what": arm.what, "draws": arm.seeds, "seconds": float(np.mean([r["seconds"] for r in runs])),
-            **{name: {**{m: metrics(r)[m] for m in MEASURES}, "difference": compare(r, default[name])} for name, r in ranks.items()},
-        })  # fmt: skip
-        keep(ws, runs, cold={"rows": len(ranks["unknown"]), "warm_rows": len(ranks["warm"]), "arms": arms})
-        print(arm.name, {n: {m: round(metrics(r)[m], 4) for m in MEASURES} for n, r in ranks.items()}, flush=True)
+        one = {"name": arm.name, "what": arm.what, "draws": arm.seeds}
+        one["seconds"] = float(np.mean([found["seconds"] for found in runs]))
+        for name, found in ranks.items():
+            one[name] = {**short(found), "difference": compare(found, default[name])}
+        arms.append(one)
+        sizes = {"cold_rows": len(ranks["unknown"]), "warm_rows": len(ranks["warm"])}
+        baselines = {"chance": chance_level(ws.data.n_items - FIRST), "by genre": metrics(np.concatenate(places))}
+        baselines = {name: {m: found[m] for m in MEASURES} for name, found in baselines.items()}
+        keep(ws, runs, cold={**sizes, "baselines": baselines, "arms": arms})
+        print(arm.name, {name: short(found) for name, found in ranks.items()}, flush=True)
+
+
+def short(ranks: np.ndarray) -> dict[str, float]:
+    return {name: metrics(ranks)[name] for name in MEASURES}
+
+
+def by_genre(setting: Cold) -> np.ndarray:
+    """Ranks of cold targets by the share of their genres in the history times popularity; a cold item has the mean
+    count of its genres' items."""
+    data, genres = setting.data, genres_of(setting.data)
+    counts = torch.from_numpy(data.item_counts(setting.rows())).float()
+    warm = genres * ~setting.cold.unsqueeze(1)
+    typical = genres @ (warm.T @ counts / warm.sum(dim=0).clamp(min=1)) / genres.sum(dim=1).clamp(min=1)
+    counts = torch.where(setting.cold, typical, counts)
+
+    def scorer(positions: np.ndarray) -> Tensor:
+        taste = genres[setting.batches.users(positions)["history"]].mean(dim=1)  # [B, G]
+        return taste @ genres.T / genres.sum(dim=1).clamp(min=1) * counts
+
+    return rank_targets(scorer, data, setting.asked())
+
+
+def test(ws: Workspace) -> None:
+    """The section ``test``: the best arm on test, once, beside the default and RecBole's SASRec."""
+    best, default = (next(arm for arm in ARMS if arm.name == name) for name in (LIST["best"], "default"))
+    runs = {arm.name: [run(ws, arm, seed) for seed in range(5)] for arm in (default, best)}
+    ranks = {name: ranks_of(found, "test") for name, found in runs.items()}
+    sasrec = shared.read_json(shared.HERE / "sasrec_ranks.json")
+    ranks["sasrec"] = np.array(list(sasrec["test"].values()))
+    found = {"default": "default", "best": best.name, "sasrec": "sasrec"}
+    section = {name: {"name": key, "seeds": len(ranks[key]), **figures(ranks[key])} for name, key in found.items()}
+    section["difference"] = compare(ranks[best.name], ranks["default"])
+    section["to_sasrec"] = compare(ranks[best.name], ranks["sasrec"])
+    section["passes"] = passes(section["difference"], ranges(ranks["default"]))
+    keep(ws, [], test=section)
 
 
 def judged(ws: Workspace, name: str, ranks: np.ndarray, default: np.ndarray) -> dict[str, Any]:
@@ -698,7 +796,7 @@ def keep(ws: Workspace, runs: Sequence[Mapping[str, Any]], **sections: Any) -> N
 
 
 if __name__ == "__main__":
-    tables = {table.__name__: table for table in (arms, dial, cold)}
+    tables = {table.__name__: table for table in (arms, dial, cold, test)}
     parser = shared.command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
     chosen = parser.parse_args().only
