@@ -454,7 +454,14 @@ class Titles(Setting):
 
 
 PAUSES = (1, 60, 3600, 86_400, 7 * 86_400, 30 * 86_400)  # seconds
-TIMES = {"hour": 24, "weekday": 7, "pause": len(PAUSES) + 2, "week": 40}  # how many values each has
+DAYS = (0, 86_400, 7 * 86_400, 30 * 86_400)
+TIMES = {
+    "hour": 24,
+    "weekday": 7,
+    "pause": len(PAUSES) + 2,
+    "days": len(DAYS) + 1,
+    "week": 40,
+}  # how many values each has
 
 
 class Timed(BatchBuilder):
@@ -465,7 +472,9 @@ class Timed(BatchBuilder):
         time, first = self.data.timestamp, self.data.offsets[self.data.user[at]] == at
         pause = np.where(first, len(PAUSES) + 1, np.digitize(time[at] - time[at - 1], PAUSES))
         week = (time[at] - time.min()) // (7 * 86_400)
-        found = {"hour": time[at] // 3600 % 24, "weekday": time[at] // 86_400 % 7, "pause": pause, "week": week}
+        days = np.where(first, len(DAYS), np.digitize(time[at] - time[at - 1], DAYS))
+        found = {"hour": time[at] // 3600 % 24, "weekday": time[at] // 86_400 % 7, "pause": pause, "days": days}
+        found["week"] = week
         return {**batch, **{name: torch.from_numpy(values + FIRST) for name, values in found.items()}}
 
 
@@ -656,38 +665,23 @@ def passes(difference: Mapping[str, Sequence[float]], spread: Mapping[str, float
     return above and not any(high < 0 for _, _, high in difference.values())
 
 
-def arms(ws: Workspace) -> None:
-    """The sections ``arms``, ``default_range`` and ``stars``: one seed of every arm, then three, then five."""
-    for most in (1, 3, 5):
-        rows, liked, everyone = [], [], {}
-        for arm in ARMS:
-            runs = [run(ws, arm, seed) for seed in range(min(arm.seeds, most))]
-            everyone[arm.name] = ranks = ranks_of(runs)
-            default = everyone["default"][: len(ranks)]
-            difference = compare(ranks, default)
-            about = {"row": arm.row, "name": arm.name, "what": arm.what, "seeds": len(runs)}
-            seconds = float(np.mean([found["seconds"] for found in runs]))
-            verdict = len(runs) >= 3 and passes(difference, ranges(default))
-            covered = [found["coverage"] for found in runs if "coverage" in found]
-            row = {
-                **about,
-                **figures(ranks),
-                "coverage": float(np.mean(covered)) if covered else None,
-                "seconds": seconds,
-                "difference": difference,
-                "passes": verdict,
-            }
-            rows.append(row)
-            if arm.row in ("default", "positives"):
-                liked.append(judged(ws, arm.name, ranks, default))
-            shared_rows = {"arms": rows, "default_range": ranges(default), "stars": liked}
-            keep(ws, runs, **shared_rows)
-            print(
-                f"{arm.name:32s}",
-                *(f"{m} {row[m]:.4f} {difference[m][0]:+.4f}" for m in MEASURES),
-                f"{seconds:.0f} s",
-                flush=True,
-            )
+def arms(ws: Workspace, most: int = 5) -> None:
+    """The sections ``arms``, ``default_range`` and ``stars``, of at most so many seeds of each arm."""
+    rows, liked, everyone = [], [], {}
+    for arm in ARMS:
+        runs = [run(ws, arm, seed) for seed in range(min(arm.seeds, most))]
+        everyone[arm.name] = ranks = ranks_of(runs)
+        default = everyone["default"][: len(ranks)]
+        row = {"row": arm.row, "name": arm.name, "what": arm.what, "seeds": len(runs), **figures(ranks)}
+        row |= {name: float(np.mean([r[name] for r in runs if name in r] or [0])) for name in ("coverage", "seconds")}
+        row["difference"] = compare(ranks, default)
+        row["passes"] = len(runs) >= 3 and passes(row["difference"], ranges(default))
+        rows.append(row)
+        if arm.row in ("default", "positives"):
+            liked.append(judged(ws, arm.name, ranks, default))
+        keep(ws, runs, arms=rows, default_range=ranges(everyone["default"]), stars=liked)
+        gaps = (f"{name} {row[name]:.4f} {row['difference'][name][0]:+.4f}" for name in MEASURES)
+        print(f"{arm.name:32s}", len(runs), *gaps, f"{row['seconds']:.0f} s", row["passes"], flush=True)
 
 
 def dial(ws: Workspace) -> None:
@@ -799,7 +793,9 @@ if __name__ == "__main__":
     tables = {table.__name__: table for table in (arms, dial, cold, test)}
     parser = shared.command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
-    chosen = parser.parse_args().only
+    parser.add_argument("--seeds", type=int, default=5, help="of an arm at most")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in chosen:
+    tables["arms"] = partial(arms, most=arguments.seeds)
+    for name in arguments.only:
         tables[name](Workspace("ml-100k", progress=False))
