@@ -13,7 +13,7 @@ import inspect
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -584,13 +584,13 @@ def train(arm: Arm, setting: Setting, seed: int) -> Trainer:
 
 def run(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
     """:func:`measure`, once."""
-    return once(ws, "arm", arm, seed, lambda: measure(ws, arm, seed))
+    return shared.once(path_of(ws, "arm", arm, seed), lambda: measure(ws, arm, seed))
 
 
-def once(ws: Workspace, kind: str, arm: Arm, seed: int, do: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def path_of(ws: Workspace, kind: str, arm: Arm, seed: int) -> Path:
     made_of = [arm.made_of(seed), ws.data.fingerprint(), ws.split.fingerprint(), code_digest()]
     made_of += [kind] if kind != "arm" else []
-    return shared.once(ws.folder / "towers" / f"{digest(made_of)[:12]}.json", do)
+    return ws.folder / "towers" / f"{digest(made_of)[:12]}.json"
 
 
 def measure(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
@@ -666,22 +666,33 @@ def passes(difference: Mapping[str, Sequence[float]], spread: Mapping[str, float
 
 
 def arms(ws: Workspace, most: int = 5) -> None:
-    """The sections ``arms``, ``default_range`` and ``stars``, of at most so many seeds of each arm."""
-    rows, liked, everyone = [], [], {}
+    """Make the runs of all arms, at most so many seeds of each, and the table."""
     for arm in ARMS:
-        runs = [run(ws, arm, seed) for seed in range(min(arm.seeds, most))]
-        everyone[arm.name] = ranks = ranks_of(runs)
-        default = everyone["default"][: len(ranks)]
+        for seed in range(min(arm.seeds, most)):
+            run(ws, arm, seed)
+    table(ws)
+
+
+def table(ws: Workspace) -> None:
+    """The sections ``arms``, ``default_range`` and ``stars``, of the runs there are."""
+    rows, liked, default = [], [], None
+    for arm in ARMS:
+        paths = [path_of(ws, "arm", arm, seed) for seed in range(arm.seeds)]
+        runs = [shared.read_json(path) for path in paths if path.exists()]
+        if not runs:
+            continue
+        ranks = ranks_of(runs)
+        default = ranks if default is None else default
         row = {"row": arm.row, "name": arm.name, "what": arm.what, "seeds": len(runs), **figures(ranks)}
         row |= {name: float(np.mean([r[name] for r in runs if name in r] or [0])) for name in ("coverage", "seconds")}
-        row["difference"] = compare(ranks, default)
+        row["difference"] = compare(ranks, default[: len(ranks)])
         row["passes"] = len(runs) >= 3 and passes(row["difference"], ranges(default))
         rows.append(row)
         if arm.row in ("default", "positives"):
-            liked.append(judged(ws, arm.name, ranks, default))
-        keep(ws, runs, arms=rows, default_range=ranges(everyone["default"]), stars=liked)
+            liked.append(judged(ws, arm.name, ranks, default[: len(ranks)]))
         gaps = (f"{name} {row[name]:.4f} {row['difference'][name][0]:+.4f}" for name in MEASURES)
         print(f"{arm.name:32s}", len(runs), *gaps, f"{row['seconds']:.0f} s", row["passes"], flush=True)
+    keep(ws, runs, arms=rows, default_range=ranges(default), stars=liked)
 
 
 def dial(ws: Workspace) -> None:
@@ -712,7 +723,8 @@ def cold(ws: Workspace) -> None:
         for draw in range(arm.seeds):
             one = replace(arm, options={**arm.options, "draw": draw})
             setting = one.setting(ws, one.recipe, one.options)
-            runs.append(once(ws, "cold", one, draw, lambda: measure_cold(one, setting, draw)))  # noqa: B023
+            path = path_of(ws, "cold", one, draw)
+            runs.append(shared.once(path, lambda: measure_cold(one, setting, draw)))  # noqa: B023
             if arm is COLD[0]:
                 places.append(by_genre(setting))
         ranks = {name: np.concatenate([found["ranks"][name] for found in runs]) for name in runs[0]["ranks"]}
@@ -790,7 +802,7 @@ def keep(ws: Workspace, runs: Sequence[Mapping[str, Any]], **sections: Any) -> N
 
 
 if __name__ == "__main__":
-    tables = {table.__name__: table for table in (arms, dial, cold, test)}
+    tables = {part.__name__: part for part in (arms, table, dial, cold, test)}
     parser = shared.command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
     parser.add_argument("--seeds", type=int, default=5, help="of an arm at most")
