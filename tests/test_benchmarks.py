@@ -431,3 +431,27 @@ def test_a_key_covers_the_classes_that_a_part_names(monkeypatch):
     assert before == towers.code_of(["Attentive"])
     monkeypatch.setattr(towers.inspect, "getsource", lambda c: source(c) + ("#" if c is tower_parts.Block else ""))
     assert before != towers.code_of(["Attentive"])
+
+
+def test_the_stored_towers_are_those_of_the_list_and_judged_by_the_rule():
+    stored = machine.read_json(towers.FILE)
+    for table, rows in (("arms", stored["arms"]), ("cold", stored["cold"]["arms"])):
+        assert [row["name"] for row in rows] == [line["name"] for line in towers.LIST[table]]
+    for row in stored["arms"]:
+        above = towers.passes(row["difference"], stored["default_range"])
+        assert row["passes"] == (row["seeds"] >= 3 and above), row["name"]
+
+
+@pytest.mark.parametrize(
+    ("hit", "ndcg", "expected"),
+    [
+        ([0.02, 0.01, 0.03], [0.0, -0.01, 0.01], True),
+        ([0.0, -0.01, 0.01], [0.02, 0.01, 0.03], True),
+        ([0.009, 0.001, 0.02], [0.0, -0.01, 0.01], False),  # nearer than the default's seeds are to each other
+        ([0.02, -0.01, 0.05], [0.0, -0.01, 0.01], False),
+        ([0.02, 0.01, 0.03], [-0.02, -0.03, -0.01], False),
+    ],
+)
+def test_an_arm_passes_above_noise_on_one_measure_and_below_on_none(hit, ndcg, expected):
+    difference = {"hit@10": hit, "hit@100": [0.0, -0.01, 0.01], "ndcg@10": ndcg}
+    assert towers.passes(difference, dict.fromkeys(difference, 0.01)) == expected
