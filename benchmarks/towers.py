@@ -184,7 +184,8 @@ def table(ws: Workspace) -> None:
         ranks = ranks_of(runs)
         default = ranks if default is None else default
         row = {"row": arm.row, "name": arm.name, "what": arm.what, "seeds": len(runs), **figures(ranks)}
-        row |= {name: float(np.mean([r[name] for r in runs if name in r] or [0])) for name in ("coverage", "seconds")}
+        row |= {name: float(np.mean([found[name] for found in runs])) for name in ("coverage", "seconds")}
+        row["hit@10_std"] = row["hit@10_std"] if len(runs) > 1 else None
         row["difference"] = compare(ranks, default[: len(ranks)])
         row["passes"] = len(runs) >= 3 and passes(row["difference"], ranges(default))
         rows.append(row)
@@ -217,7 +218,7 @@ def shifted(scorer: TwoTowerScorer, offset: Tensor, positions: np.ndarray) -> Te
 
 def cold(ws: Workspace) -> None:
     """The section ``cold``: three draws of cold items, one seed each, the users' cold and warm targets."""
-    arms, places = [], []
+    arms, places, default = [], [], None
     for arm in COLD:
         runs = []
         for draw in range(arm.seeds):
@@ -228,7 +229,7 @@ def cold(ws: Workspace) -> None:
             if arm is COLD[0]:
                 places.append(by_genre(setting))
         ranks = {name: np.concatenate([found["ranks"][name] for found in runs]) for name in runs[0]["ranks"]}
-        default = ranks if not arms else default  # noqa: F821
+        default = ranks if default is None else default
         one = {"name": arm.name, "what": arm.what, "draws": arm.seeds}
         one["seconds"] = float(np.mean([found["seconds"] for found in runs]))
         for name, found in ranks.items():
