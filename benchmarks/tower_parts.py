@@ -467,13 +467,6 @@ class Cold(Setting):
         return np.flatnonzero(self.apart & self.is_cold)
 
 
-class Timeless(BatchBuilder):
-    """Requests that do not say their time."""
-
-    def _request_time(self, positions, first):
-        return {}
-
-
 def genres_of(data: EncodedData) -> Tensor:
     """Ones at (item, genre), ``[I, G]``."""
     genres = torch.zeros(data.n_items, len(data.vocabularies["genres"]))

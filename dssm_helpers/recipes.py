@@ -31,7 +31,7 @@ RECIPES = {
     # The textbook's pooling. Validation prefers a window of 10 movies to one of 50: a short window is a crude recency.
     "dssm_mean": Recipe(pooling="mean", max_history=10),
     "dssm_mean_50": Recipe(pooling="mean"),
-    "best": Recipe(request_time=True),  # the one change of notebook 13 that is above noise
+    "best": Recipe(request_time=True),  # notebook 13; three of them folded into one (`folding`) are the best
 }
 
 
