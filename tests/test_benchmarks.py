@@ -23,6 +23,7 @@ import peers  # noqa: E402
 import report  # noqa: E402
 import scaling  # noqa: E402
 import task  # noqa: E402
+import tower_parts  # noqa: E402
 import towers  # noqa: E402
 import variants  # noqa: E402
 
@@ -211,16 +212,16 @@ def arm(*parts: str, trainer: str = "Trainer", **line) -> towers.Arm:
     return towers.read_arm({"name": "a", "row": "r", "parts": list(parts), "trainer": trainer, **options, **line})
 
 
-def setting_of(ws, *parts: str, **options) -> towers.Setting:
+def setting_of(ws, *parts: str, **options) -> tower_parts.Setting:
     one = arm(*parts, options=options)
     return one.setting(ws, one.recipe, one.options)
 
 
-def trainer_of(ws, name: str, id_dropout: float = 0.0, **options) -> towers.Candidates:
+def trainer_of(ws, name: str, id_dropout: float = 0.0, **options) -> tower_parts.Candidates:
     """A trainer at its first step, without dropout, so that its loss can be computed by hand."""
     one = arm(trainer=name, dropout=0.0, id_dropout=id_dropout, options=options)
     setting = one.setting(ws, one.recipe, one.options)
-    trainer = getattr(towers, name)(setting.model(0), setting.batches, one.recipe.training)
+    trainer = getattr(tower_parts, name)(setting.model(0), setting.batches, one.recipe.training)
     trainer.options, trainer.setting = one.options, setting
     trainer._log_q = log_shares(ws.data.item_counts(ws.split.train))
     return trainer
@@ -235,7 +236,7 @@ def scores_of(trainer, positions) -> torch.Tensor:
 def test_candidates_of_the_batch_are_the_courses_loss(workspace, generator):
     positions = torch.from_numpy(workspace.split.train[::7])
     trainer = trainer_of(workspace, "Candidates")
-    assert torch.isclose(trainer._loss(positions, generator), towers.Trainer._loss(trainer, positions, generator))
+    assert torch.isclose(trainer._loss(positions, generator), tower_parts.Trainer._loss(trainer, positions, generator))
 
 
 def test_the_full_softmax_is_cross_entropy_over_all_movies_but_those_had(workspace, generator):
@@ -283,7 +284,7 @@ def test_the_queue_holds_the_last_batches_as_they_were(workspace, generator):
 def test_hard_negatives_are_the_models_best_and_nothing_the_user_has(workspace):
     trainer = trainer_of(workspace, "Hard", n=3, depth=5)
     train, data = workspace.split.train, workspace.data
-    had = towers.interaction_matrix(data, train).toarray().astype(bool)
+    had = tower_parts.interaction_matrix(data, train).toarray().astype(bool)
     expected = scores_of(trainer, train)
     trainer._rows, steps = [], len(train) // 128
     trainer._train_epoch(train, steps, tqdm(disable=True))
@@ -294,22 +295,21 @@ def test_hard_negatives_are_the_models_best_and_nothing_the_user_has(workspace):
 
 def test_half_of_a_distilled_target_is_the_teachers(workspace, generator):
     positions = torch.from_numpy(workspace.split.train[::7])
-    trainer, losses = trainer_of(workspace, "Distilled", members=[0]), {}
-    scorer = TwoTowerScorer(trainer.model, trainer.batches)  # its own teacher: then it is told what it says
-    trainer.teachers, trainer.users = scorer.item_vectors, scorer.user_vectors(np.arange(len(workspace.data)))
-    for share in (0.0, 0.5, 1.0):
-        trainer.options = {"members": [0], "share": share}
-        losses[share] = trainer._loss(positions, generator)
-        if share == 1.0:
-            (gradient,) = torch.autograd.grad(losses[share], trainer.model.item_tower.mlp[-1].bias)
-            assert gradient.abs().max() < 1e-6
-    assert torch.isclose(losses[0.0], towers.Trainer._loss(trainer, positions, generator))
-    assert torch.isclose(losses[0.5], (losses[0.0] + losses[1.0]) / 2)
+    trainer = trainer_of(workspace, "Student", n=0, members=[0])
+    scorer = TwoTowerScorer(trainer.model, trainer.batches)  # its own teacher: nothing to learn from that half
+    trainer.taught, trainer.users = scorer.item_vectors, scorer.user_vectors(np.arange(len(workspace.data)))
+    losses = [loss(trainer, positions, generator) for loss in (tower_parts.Student._loss, tower_parts.Trainer._loss)]
+    mixed, plain = (torch.autograd.grad(loss, trainer.model.item_tower.mlp[-1].weight)[0] for loss in losses)
+    assert torch.allclose(2 * mixed, plain, atol=1e-6)
+    assert losses[0] > losses[1] / 2
+    trainer.taught = trainer.taught.roll(1, dims=0)
+    (other,) = torch.autograd.grad(trainer._loss(positions, generator), trainer.model.item_tower.mlp[-1].weight)
+    assert not torch.allclose(other, mixed, atol=1e-4)
 
 
 def test_a_block_looks_back_only_and_the_encoder_ignores_padding():
     torch.manual_seed(0)
-    encoder = towers.Encoder(Pooling("mean", 8, 6), 8, blocks=2, length=5).eval()
+    encoder = tower_parts.Encoder(Pooling("mean", 8, 6), 8, blocks=2, length=5).eval()
     embedded, mask = torch.randn(3, 6, 8), torch.tensor([[True] * 6, [True] * 3 + [False] * 3, [False] * 6])
     block, allowed = encoder.blocks[0], torch.ones(6, 6, dtype=torch.bool).triu()[None, None]
     changed = embedded.clone()
@@ -329,13 +329,13 @@ def test_a_block_looks_back_only_and_the_encoder_ignores_padding():
 
 def test_newest_alone_is_the_newest_of_all():
     torch.manual_seed(0)
-    block, slots = towers.Block(8, 2, 0.0).eval(), torch.randn(4, 5, 8)
+    block, slots = tower_parts.Block(8, 2, 0.0).eval(), torch.randn(4, 5, 8)
     allowed = torch.ones(5, 5, dtype=torch.bool).triu()[None, None]
     assert torch.allclose(block(slots, allowed, True), block(slots, allowed, False)[:, :1], atol=1e-6)
 
 
 def test_attention_pooling_weighs_by_the_query_and_leaves_padding_out():
-    head, embedded = towers.AttentionPooling(4, 5), torch.zeros(2, 5, 4)
+    head, embedded = tower_parts.AttentionPooling(4, 5), torch.zeros(2, 5, 4)
     mask = torch.tensor([[True, True, True, False, False], [False] * 5])
     assert torch.allclose(head(embedded, mask), RecencyPooling(4, 5)(embedded, mask))  # where it starts
     head.query.data[0], embedded[0, 2, 0] = 5.0, 2.0
@@ -346,14 +346,14 @@ def test_attention_pooling_weighs_by_the_query_and_leaves_padding_out():
 
 
 def test_stars_stand_at_their_positions(workspace, tables):
-    data, found = workspace.data, towers.stars(workspace)
+    data, found = workspace.data, tower_parts.stars(workspace)
     keys = zip(*(data.vocabularies[f"{s}_id"].values[getattr(data, s) - 2] for s in ("user", "item")), strict=True)
     expected = tables.ratings.set_index(["user_id", "movie_id"])["rating"]
     assert [expected[key] for key in keys] == found.tolist()
 
 
 def test_what_counts_as_positive(workspace):
-    train, rating = workspace.split.train, towers.stars(workspace)
+    train, rating = workspace.split.train, tower_parts.stars(workspace)
     liked, sample = setting_of(workspace, "Liked").rows(), setting_of(workspace, "Sampled").rows()
     assert rating[liked].min() == 4
     assert len(liked) == len(sample) == (rating[train] >= 4).sum()
@@ -366,7 +366,7 @@ def test_what_counts_as_positive(workspace):
 
 
 def test_a_history_of_what_was_liked_keeps_its_order(workspace):
-    batches, rating = setting_of(workspace, "LikedHistory").batches, towers.stars(workspace)
+    batches, rating = setting_of(workspace, "LikedHistory").batches, tower_parts.stars(workspace)
     position = workspace.split.test[3]
     start = workspace.data.offsets[workspace.data.user[position]]
     liked = [
@@ -389,7 +389,7 @@ def test_cold_items_are_in_no_row_and_no_history_and_have_no_id(workspace):
     ids = cold.batches.all_items()["item_id"]
     assert (ids[cold.cold] == 1).all()
     assert torch.equal(ids[~cold.cold], torch.arange(len(ids))[~cold.cold])
-    assert not cold.cold[towers.neighbours(cold, 3)].any()
+    assert not cold.cold[tower_parts.neighbours(cold, 3)].any()
     assert not torch.equal(cold.cold, setting_of(workspace, "Cold", draw=2).cold)
 
 
@@ -411,7 +411,7 @@ def test_a_requests_time_is_what_the_clock_says(workspace):
     days = (found["weekday"] - FIRST).numpy()
     assert ((days + 3) % 7).tolist() == clock.day_of_week.tolist()  # the first of 1970 was a Thursday
     pause = (found["pause"] - FIRST).numpy()
-    expected = np.digitize(data.timestamp[at] - data.timestamp[at - 1], towers.PAUSES)
+    expected = np.digitize(data.timestamp[at] - data.timestamp[at - 1], tower_parts.PAUSES)
     assert pause.tolist() == expected.tolist()
     first = data.offsets[2:4]  # of two users
     assert setting_of(workspace, "Time", columns=[]).batches.users(first)["pause"].tolist() == [FIRST + 7] * 2
@@ -429,5 +429,30 @@ def test_every_arm_trains(line, small):
 def test_a_key_covers_the_classes_that_a_part_names(monkeypatch):
     before, source = towers.code_of(["Attentive"]), towers.inspect.getsource
     assert before == towers.code_of(["Attentive"])
-    monkeypatch.setattr(towers.inspect, "getsource", lambda c: source(c) + ("#" if c is towers.Block else ""))
+    monkeypatch.setattr(towers.inspect, "getsource", lambda c: source(c) + ("#" if c is tower_parts.Block else ""))
     assert before != towers.code_of(["Attentive"])
+
+
+def test_the_stored_towers_are_those_of_the_list_and_judged_by_the_rule():
+    stored = machine.read_json(towers.FILE)
+    for table, rows in (("arms", stored["arms"]), ("cold", stored["cold"]["arms"])):
+        names = [row["name"] for row in rows]
+        assert names == [line["name"] for line in towers.LIST[table] if line["name"] in names]
+    for row in stored["arms"]:
+        above = towers.passes(row["difference"], stored["default_range"])
+        assert row["passes"] == (row["seeds"] >= 3 and above), row["name"]
+
+
+@pytest.mark.parametrize(
+    ("hit", "ndcg", "expected"),
+    [
+        ([0.02, 0.01, 0.03], [0.0, -0.01, 0.01], True),
+        ([0.0, -0.01, 0.01], [0.02, 0.01, 0.03], True),
+        ([0.009, 0.001, 0.02], [0.0, -0.01, 0.01], False),  # nearer than the default's seeds are to each other
+        ([0.02, -0.01, 0.05], [0.0, -0.01, 0.01], False),
+        ([0.02, 0.01, 0.03], [-0.02, -0.03, -0.01], False),
+    ],
+)
+def test_an_arm_passes_above_noise_on_one_measure_and_below_on_none(hit, ndcg, expected):
+    difference = {"hit@10": hit, "hit@100": [0.0, -0.01, 0.01], "ndcg@10": ndcg}
+    assert towers.passes(difference, dict.fromkeys(difference, 0.01)) == expected

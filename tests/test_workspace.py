@@ -16,7 +16,7 @@ import dssm_helpers
 from dssm_helpers import recipes
 from dssm_helpers.course import workspace as workspace_module
 from dssm_helpers.course.workspace import Workspace, code_digest
-from dssm_helpers.data import encode
+from dssm_helpers.data import REQUEST, encode
 from dssm_helpers.objectives import TrainingConfig
 from dssm_helpers.recipes import Recipe
 from dssm_helpers.schema import Schema
@@ -150,3 +150,17 @@ def test_damaged_results_are_kept_and_start_anew_with_a_word(workspace, capsys, 
     assert workspace.results()["models"] == {"ease": {}}
     assert (workspace.folder / "results.json.damaged").read_text(encoding="latin-1") == damaged
     assert "results.json is damaged (" in capsys.readouterr().out
+
+
+def test_a_recipe_may_read_the_time_of_the_request(workspace, monkeypatch):
+    timed = replace(recipes.RECIPES["dssm"], request_time=True)
+    monkeypatch.setitem(recipes.RECIPES, "timed", timed)
+    model, _ = workspace.trained("timed")
+    features = {feature.name for feature in model.user_tower.embedding.features}
+    plain = {feature.name for feature in workspace.trained("dssm")[0].user_tower.embedding.features}
+    assert features - plain == {column.name for column in REQUEST}
+    scorer, positions = workspace.scorer("timed"), workspace.split.test[:5]
+    batch = scorer.batches.users(positions)
+    assert torch.equal(scorer.user_vectors(positions), model.user_tower(batch))
+    another = model.user_tower({**batch, "request_hour": (batch["request_hour"] - 1) % 24 + 2})  # an hour later
+    assert not torch.allclose(model.user_tower(batch), another, atol=1e-4)
