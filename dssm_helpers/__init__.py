@@ -15,7 +15,7 @@ __version__ = "2.0.0"
 MODULES = (
     "settings", "files", "vocabulary", "schema", "movielens", "data", "features", "model", "fast", "objectives",
     "training", "recipes", "evaluation", "index", "milvus", "retrieval", "visualization", "onnx_export", "pairs",
-    "ranking", "serving", "distributed", "tables", "text",
+    "ranking", "serving", "distributed", "tables", "text", "folding",
 )  # fmt: skip
 
 

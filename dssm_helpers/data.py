@@ -14,7 +14,7 @@ import pandas as pd
 
 from .files import digest
 from .schema import Column, Schema
-from .vocabulary import FIRST, UNKNOWN, Vocabulary
+from .vocabulary import FIRST, PADDING, UNKNOWN, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,31 @@ def _refuse_duplicates(table: str, frame: pd.DataFrame, key: list[str]) -> None:
     if twice.any():
         problem = f"{twice.sum()} duplicate rows, first {frame.loc[twice, key].iloc[0].to_dict()}"
         raise ValueError(f"{table}: {problem}; keep one each, for example with {table}.drop_duplicates({key})")
+
+
+# What the time of a request says (UTC), known before it is answered; ``days`` since the user's last interaction.
+REQUEST = (
+    Column("request_hour", "user"),
+    Column("request_weekday", "user"),  # 0 is Monday
+    Column("request_days", "user", "number", bins=(0, 1, 7, 30)),
+)
+
+
+def with_request_time(data: EncodedData) -> EncodedData:
+    """``data`` with the columns :data:`REQUEST` on the user's side (notebook 13); its times are in seconds.
+
+    A ``BatchBuilder`` fills them from each position's time. In the users' table they are unknown: a server that is
+    given no time answers as for any, and takes one as fields of the user.
+    """
+    values = {column.name: known for column, known in zip(REQUEST, (range(24), range(7), REQUEST[2].bins), strict=True)}
+    unknown = np.full(data.n_users, UNKNOWN)
+    unknown[PADDING] = PADDING
+    return replace(
+        data,
+        schema=replace(data.schema, columns=(*data.schema.columns, *REQUEST)),
+        vocabularies=data.vocabularies | {name: Vocabulary(name, list(known)) for name, known in values.items()},
+        user_columns=data.user_columns | dict.fromkeys(values, unknown),
+    )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data import EncodedData
+from .data import REQUEST, EncodedData
 from .schema import Column
-from .vocabulary import FIRST
+from .vocabulary import FIRST, UNKNOWN
 
 DEFAULT_POOLING = ("mean", "recency:1", "recency:10")
 LARGE_TABLE = 50_000  # rows from which updating all of a table takes longer than the rest of a training step
@@ -189,6 +189,7 @@ class BatchBuilder:
         self.user = torch.from_numpy(data.user).to(self.device)
         self.item = torch.from_numpy(data.item).to(self.device)
         self.offsets = torch.from_numpy(data.offsets).to(self.device)
+        self.timestamp = torch.from_numpy(data.timestamp).to(self.device)
         self.user_columns = {n: torch.from_numpy(c).to(self.device) for n, c in data.user_columns.items()}
         self.item_columns = {n: torch.from_numpy(c).to(self.device) for n, c in data.item_columns.items()}
 
@@ -199,7 +200,19 @@ class BatchBuilder:
         earlier = positions.unsqueeze(1) - torch.arange(1, self.max_history + 1, device=self.device)  # [B, L]
         inside = earlier >= self.offsets[user].unsqueeze(1)
         columns = {name: column[user] for name, column in self.user_columns.items()}
+        if REQUEST[0].name in columns:
+            columns |= self._request_time(positions, positions == self.offsets[user])
         return {**columns, "history": self.item[earlier.clamp(min=0)].long() * inside}
+
+    def _request_time(self, positions: Tensor, first: Tensor) -> Batch:
+        """The columns of :data:`~dssm_helpers.data.REQUEST` ``[B]``; of a user's ``first`` the days are unknown."""
+        time = self.timestamp[positions]
+        days = (time - self.timestamp[(positions - 1).clamp(min=0)]) // 86_400
+        bins = torch.tensor(REQUEST[2].bins, device=self.device)
+        values = (time // 3600 % 24, (time // 86_400 + 3) % 7, torch.bucketize(days, bins, right=True) - 1)
+        hour, weekday, group = (FIRST + value for value in values)  # 1 January 1970 was a Thursday
+        group = group.masked_fill(first, UNKNOWN)
+        return dict(zip((column.name for column in REQUEST), (hour, weekday, group), strict=True))
 
     def items(self, items: Index) -> Batch:
         """Item side for item indices of any shape ``[...]``: columns ``[...]``, and lists ``[..., G]``."""

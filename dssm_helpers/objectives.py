@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .data import REQUEST
 from .features import SAMPLERS, Batch
 from .vocabulary import FIRST, UNKNOWN
 
@@ -152,9 +153,9 @@ def loss_at_chance(config: TrainingConfig, counts: np.ndarray) -> float:
 
 
 def with_unknown_ids(batch: Batch, share: float) -> Batch:
-    """``batch`` with a random ``share`` of its user ids, and of its target item ids, replaced by "unknown"."""
+    """``batch`` with a random ``share`` of its user ids, target item ids and request times replaced by "unknown"."""
     changed = dict(batch)
-    for name in ("user_id", "item_id"):
+    for name in ("user_id", "item_id", *(column.name for column in REQUEST if column.name in batch)):
         dropped = torch.rand_like(batch[name], dtype=torch.float32) < share
         changed[name] = batch[name].masked_fill(dropped & (batch[name] >= FIRST), UNKNOWN)
     return changed

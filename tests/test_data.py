@@ -7,12 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import encoded, notebook_definitions
 from test_movielens import MOVIES, RATINGS, USERS
 
-from dssm_helpers.data import SPLITS, encode, make_split, split_by_time
+from dssm_helpers.data import REQUEST, SPLITS, encode, make_split, split_by_time, with_request_time
+from dssm_helpers.features import BatchBuilder
 from dssm_helpers.movielens import MovieLens, synthetic
 from dssm_helpers.schema import Column, Schema
+from dssm_helpers.vocabulary import UNKNOWN
 
 GOOD = MovieLens("small", RATINGS, USERS, MOVIES)
 
@@ -220,3 +223,29 @@ def test_users_of_one_rating_train_and_those_of_two_are_asked_as_in_the_notebook
     ours = notebook_definitions("01", "last_two_out")["last_two_out"](data.offsets)
     for mine, helpers in zip(ours, (split.train, split.validation, split.test), strict=True):
         assert np.array_equal(mine, helpers)
+
+
+def test_the_time_of_a_request_is_what_the_clock_says(data):
+    timed, positions = with_request_time(data), np.arange(len(data))
+    batch = BatchBuilder(timed).users(positions)
+    hour, weekday, days = (timed.vocabularies[column.name].decode(batch[column.name].numpy()) for column in REQUEST)
+    clock = pd.to_datetime(data.timestamp, unit="s")
+    assert hour == clock.hour.tolist()
+    assert weekday == clock.day_of_week.tolist()
+    for position in positions[:200]:
+        if position in data.offsets:  # nothing came before
+            assert batch["request_days"][position] == UNKNOWN
+        else:
+            passed = (data.timestamp[position] - data.timestamp[position - 1]) / 86_400
+            assert days[position] == max(bound for bound in REQUEST[2].bins if bound <= passed)
+
+
+def test_a_request_time_is_unknown_in_the_users_table_and_leaves_the_rest(data):
+    timed = with_request_time(data)
+    for column in REQUEST:
+        assert timed.user_columns[column.name].tolist() == [0] + [UNKNOWN] * (data.n_users - 1)
+    assert timed.schema.columns[: len(data.schema.columns)] == data.schema.columns
+    assert timed.fingerprint() != data.fingerprint()
+    plain, batch = (BatchBuilder(d).users(np.array([7, 40])) for d in (data, timed))
+    assert batch.keys() - plain.keys() == {column.name for column in REQUEST}
+    assert all(torch.equal(batch[name], values) for name, values in plain.items())

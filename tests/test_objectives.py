@@ -117,9 +117,9 @@ def test_loss_at_chance_by_the_formula(logq):
 def test_unknown_ids_come_in_the_stated_share_and_never_to_padding():
     torch.manual_seed(0)
     batch = {"user_id": torch.full((10_000,), 7), "item_id": torch.tensor([0, 9]).repeat(5_000)}
-    changed = with_unknown_ids({**batch, "history": batch["user_id"]}, 0.2)
+    changed = with_unknown_ids({**batch, "history": batch["user_id"], "request_hour": batch["user_id"]}, 0.2)
     assert (changed["user_id"] == 1).float().mean().item() == pytest.approx(0.2, abs=0.02)
-    assert set(changed["user_id"].tolist()) == {1, 7}
+    assert set(changed["user_id"].tolist()) == set(changed["request_hour"].tolist()) == {1, 7}
     assert torch.equal(changed["item_id"] == 0, batch["item_id"] == 0)
     assert (changed["history"] == 7).all()  # nothing else, and the batch itself is left alone
 

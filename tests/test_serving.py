@@ -20,7 +20,9 @@ from conftest import ROOT, notebook_definitions
 from test_onnx_export import make_model
 
 from dssm_helpers import serving
+from dssm_helpers.data import REQUEST, with_request_time
 from dssm_helpers.evaluation import TwoTowerScorer, top_k
+from dssm_helpers.features import BatchBuilder
 from dssm_helpers.files import file_digest, read_manifest
 from dssm_helpers.model import grown
 from dssm_helpers.serving import Recommender, export_bundle
@@ -72,6 +74,26 @@ def test_served_answers_are_the_evaluated_ones(recommender, model, data, split, 
         assert answer.item_ids == movies.decode(row)
         assert answer.titles == [data.titles[i] for i in row]
         assert answer.scores == pytest.approx(cosines, abs=1e-5)
+
+
+def test_a_request_may_say_its_time(data, split, tmp_path):
+    timed = with_request_time(data)
+    model = make_model(timed, max_history=10)
+    recommender = Recommender.load(export_bundle(tmp_path / "bundle", model, timed, split.train))
+    users, movies = data.vocabularies["user_id"], data.vocabularies["item_id"]
+    batches, positions = BatchBuilder(timed, max_history=10), split.test[:10]
+    names = [column.name for column in REQUEST]
+    found = {name: timed.vocabularies[name].decode(batches.users(positions)[name].numpy()) for name in names}
+    items, _ = top_k(TwoTowerScorer(model, batches), timed, positions, 5)
+    for row, position in enumerate(positions):
+        (user,), history = users.decode([data.user[position]]), movies.decode(data.history(position))
+        time = {name: found[name][row] for name in names}
+        answer = recommender.recommend(
+            {"user_id": user, **time, "request_days": time["request_days"] + 0.5}, history, k=5
+        )
+        assert answer.item_ids == movies.decode(items[row])
+    batch = recommender.encode(user, history).batch
+    assert [batch[name].tolist() for name in names] == [[1]] * 3  # unknown
 
 
 def test_the_history_is_oldest_first_and_only_the_latest_reach_the_tower(recommender, data):

@@ -18,7 +18,7 @@ from dssm_helpers import recipes
 from dssm_helpers.course import workspace as workspace_module
 from dssm_helpers.course.scoreboard import read_results
 from dssm_helpers.course.workspace import Workspace, code_digest
-from dssm_helpers.data import encode
+from dssm_helpers.data import REQUEST, encode
 from dssm_helpers.objectives import TrainingConfig
 from dssm_helpers.recipes import Recipe
 from dssm_helpers.schema import Schema
@@ -196,3 +196,17 @@ def test_of_many_recorders_at_once_every_section_stays(workspace, tables):
     running = [subprocess.Popen([*command, letter]) for letter in "abc"]
     assert [process.wait() for process in running] == [0, 0, 0]
     assert sorted(read_results(workspace.folder)) == sorted(names)
+
+
+def test_a_recipe_may_read_the_time_of_the_request(workspace, monkeypatch):
+    timed = replace(recipes.RECIPES["dssm"], request_time=True)
+    monkeypatch.setitem(recipes.RECIPES, "timed", timed)
+    model, _ = workspace.trained("timed")
+    features = {feature.name for feature in model.user_tower.embedding.features}
+    plain = {feature.name for feature in workspace.trained("dssm")[0].user_tower.embedding.features}
+    assert features - plain == {column.name for column in REQUEST}
+    scorer, positions = workspace.scorer("timed"), workspace.split.test[:5]
+    batch = scorer.batches.users(positions)
+    assert torch.equal(scorer.user_vectors(positions), model.user_tower(batch))
+    another = model.user_tower({**batch, "request_hour": (batch["request_hour"] - 1) % 24 + 2})  # an hour later
+    assert not torch.allclose(model.user_tower(batch), another, atol=1e-4)

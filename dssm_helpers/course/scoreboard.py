@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COLUMNS = {"hit@10": "Hit@10", "hit@100": "Hit@100", "ndcg@10": "NDCG@10", "mrr": "MRR"}
 MODELS = {
     "dssm": "**two-tower of this course** (`dssm`)",
+    "best": "the same, told the time of the request (`best`)",
     "dssm_mean": "mean pooling, last 10 (`dssm_mean`)",
     "dssm_mean_50": "mean pooling, whole history (`dssm_mean_50`)",
     "fifty_lines": "two towers in fifty lines (notebook 00)",

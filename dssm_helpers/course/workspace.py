@@ -26,7 +26,7 @@ from ..features import BatchBuilder
 from ..files import Manifest, digest, read_manifest, write_folder
 from ..model import DSSM
 from ..movielens import SCHEMA, MovieLens, load_movielens
-from ..recipes import build_model, find_recipe
+from ..recipes import build_model, data_of, find_recipe
 from ..settings import artifacts_dir, dataset_name, device_name, seeds
 from ..training import Trainer, TrainingConfig, load_weights, resolve_device, save_weights
 from .scoreboard import read_results, update_results
@@ -124,10 +124,11 @@ class Workspace:
         if self.progress:
             print(f"training {model} (seed {seed}) …", flush=True)
         network = build_model(self.data, recipe, seed).to(self.device)
-        trainer = Trainer(network, self.batches, config)
+        batches = self.batches_of(model)
+        trainer = Trainer(network, batches, config)
         trainer.fit(
             self.split.train,
-            lambda m: evaluate(m, self.batches, self.split.validation),
+            lambda m: evaluate(m, batches, self.split.validation),
             progress=self.progress,
         )
         with write_folder(path, KIND, {"made_from": made_from}) as folder:
@@ -137,7 +138,11 @@ class Workspace:
 
     def scorer(self, model: str = "dssm", seed: int = 0) -> TwoTowerScorer:
         """A trained model ready to rank."""
-        return TwoTowerScorer(self.trained(model, seed)[0], self.batches)
+        return TwoTowerScorer(self.trained(model, seed)[0], self.batches_of(model))
+
+    def batches_of(self, model: str) -> BatchBuilder:
+        """Batches as a model of the course reads them."""
+        return BatchBuilder(data_of(self.data, model), device=self.device)
 
     def item_vectors(self, model: str = "dssm", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Raw ids ``[n]`` and unit vectors ``[n, D]`` float32 of all real items."""

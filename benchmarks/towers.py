@@ -1,0 +1,329 @@
+"""Which changes give a better pair of towers, one vector a side: for notebook 13, as ``towers.toml`` lists them.
+
+    python benchmarks/towers.py                      # everything, some three hours on one core
+    python benchmarks/towers.py --only arms
+
+Every arm is the default with one thing changed, read on validation. Each run is kept in
+``artifacts/<dataset>/towers/``: an interrupted command goes on where it stopped. ``towers.json`` is written after each.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import machine as shared
+import numpy as np
+import torch
+import tower_parts
+from torch import Tensor
+from tower_parts import LIKED, Cold, Setting, genres_of, neighbours, stars
+from variants import MEASURES, compare, figures, read_variant
+
+from dssm_helpers.course.workspace import Workspace, code_digest
+from dssm_helpers.evaluation import TwoTowerScorer, chance_level, coverage, evaluate, metrics, rank_targets, top_k
+from dssm_helpers.files import digest
+from dssm_helpers.folding import fold
+from dssm_helpers.objectives import log_shares
+from dssm_helpers.recipes import Recipe
+from dssm_helpers.training import Trainer
+from dssm_helpers.vocabulary import FIRST
+
+FILE = Path(__file__).with_suffix(".json")
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A line of ``towers.toml``, which explains the fields."""
+
+    row: str
+    name: str
+    what: str
+    seeds: int
+    recipe: Recipe
+    parts: tuple[str, ...]
+    trainer: str
+    options: Mapping[str, Any]
+
+    @property
+    def setting(self) -> type[Setting]:
+        return type(self.name, tuple(getattr(tower_parts, name) for name in self.parts) or (Setting,), {})
+
+    def made_of(self, seed: int) -> dict[str, Any]:
+        """Everything that decides the outcome besides data and the library's code."""
+        recipe = asdict(replace(self.recipe, training=replace(self.recipe.training, seed=seed)))
+        names = [*self.parts, self.trainer, *(["AttentionPooling"] if "attention" in self.recipe.pooling else [])]
+        return {"recipe": recipe, "options": dict(self.options), "parts": names, "code": code_of(names)}
+
+
+def code_of(names: Sequence[str]) -> str:
+    """A hash of these classes of ``tower_parts.py``, and of those they name."""
+    found, wanted = {}, list(names)
+    while wanted:
+        name = wanted.pop()
+        if name not in found and inspect.getmodule(getattr(tower_parts, name, None)) is tower_parts:
+            found[name] = inspect.getsource(getattr(tower_parts, name))
+            wanted += re.findall(r"\b[A-Z]\w+", found[name])
+    return digest(dict(sorted(found.items())))
+
+
+def read_arm(line: Mapping[str, Any]) -> Arm:
+    own = {"row": "", "what": "", "parts": [], "trainer": "Trainer", "options": {}}
+    variant = read_variant({n: v for n, v in line.items() if n not in own}, seeds=3)
+    fields = {name: line.get(name, default) for name, default in own.items()}
+    return Arm(
+        **{**fields, "parts": tuple(fields["parts"])}, name=variant.name, seeds=variant.seeds, recipe=variant.recipe
+    )
+
+
+def train(arm: Arm, setting: Setting, seed: int) -> Trainer:
+    config = replace(arm.recipe.training, seed=seed)
+    trainer = getattr(tower_parts, arm.trainer)(setting.model(seed), setting.batches, config)
+    trainer.options, trainer.setting = arm.options, setting
+    trainer.fit(setting.rows(), lambda m: evaluate(m, setting.batches, setting.validation()), progress=False)
+    return trainer
+
+
+def run(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
+    """:func:`measure`, once."""
+    return shared.once(path_of(ws, "arm", arm, seed), lambda: measure(ws, arm, seed))
+
+
+def path_of(ws: Workspace, kind: str, arm: Arm, seed: int) -> Path:
+    made_of = [arm.made_of(seed), ws.data.fingerprint(), ws.split.fingerprint(), code_digest()]
+    made_of += [kind] if kind != "arm" else []
+    return ws.folder / "towers" / f"{digest(made_of)[:12]}.json"
+
+
+def measure(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
+    """Train an arm and rank every user's validation and test row."""
+    setting = arm.setting(ws, arm.recipe, arm.options)
+    if arm.name == "default":  # other parts need its weights
+        model, seconds = ws.trained("dssm", seed)
+    else:
+        trainer = train(arm, setting, seed)
+        model, seconds = trainer.model, trainer.train_seconds
+    scorer = TwoTowerScorer(model, setting.batches)
+    parts = {part: getattr(ws.split, part) for part in ("validation", "test")}
+    ranks = {part: rank_targets(scorer, setting.data, positions).tolist() for part, positions in parts.items()}
+    covered = coverage(top_k(scorer, setting.data, ws.split.validation)[0], ws.data.n_items - FIRST)
+    return {"settings": arm.made_of(seed), "seconds": seconds, "coverage": covered, "ranks": ranks}
+
+
+def measure_cold(arm: Arm, setting: Cold, seed: int) -> dict[str, Any]:
+    """Ranks of cold and of warm targets; the cold ids are unknown, as they were drawn, or the mean of neighbours."""
+    trainer = train(arm, setting, seed)
+    rows = trainer.model.item_tower.embedding.tables["item_id"].weight.data
+
+    def cold() -> list[float]:
+        return rank_targets(TwoTowerScorer(trainer.model, setting.batches), setting.data, setting.asked()).tolist()
+
+    warm = TwoTowerScorer(trainer.model, setting.batches)
+    ranks = {"warm": rank_targets(warm, setting.data, setting.validation()).tolist(), "unknown": cold()}
+    setting.batches.cold = None
+    ranks["as drawn"] = cold()
+    rows[setting.cold] = rows[neighbours(setting)].mean(dim=1)
+    return {"seconds": trainer.train_seconds, "ranks": ranks | {"neighbours": cold()}}
+
+
+LIST = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+ARMS, COLD = ([read_arm(line) for line in LIST[table]] for table in ("arms", "cold"))
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def ranks_of(runs: Sequence[Mapping[str, Any]], part: str = "validation") -> np.ndarray:
+    return np.array([found["ranks"][part] for found in runs])
+
+
+def ranges(ranks: np.ndarray) -> dict[str, float]:
+    """Between the best and the worst seed of ranks ``[seeds, n]``."""
+    per_seed = [figures(one[None]) for one in ranks]
+    return {name: float(np.ptp([found[name] for found in per_seed])) for name in MEASURES}
+
+
+def passes(difference: Mapping[str, Sequence[float]], spread: Mapping[str, float]) -> bool:
+    """Above noise (interval above zero, further than the default's seeds apart) on Hit@10 or NDCG@10, below on none."""
+    above = any(difference[m][1] > 0 and difference[m][0] > spread[m] for m in ("hit@10", "ndcg@10"))
+    return above and not any(high < 0 for _, _, high in difference.values())
+
+
+def arms(ws: Workspace, most: int = 5) -> None:
+    """Make the runs of all arms, at most so many seeds of each, and the table."""
+    for arm in ARMS:
+        for seed in range(min(arm.seeds, most)):
+            run(ws, arm, seed)
+    table(ws)
+
+
+def table(ws: Workspace) -> None:
+    """The sections ``arms``, ``default_range`` and ``stars``, of the runs there are."""
+    rows, liked, default = [], [], None
+    for arm in ARMS:
+        paths = [path_of(ws, "arm", arm, seed) for seed in range(arm.seeds)]
+        runs = [shared.read_json(path) for path in paths if path.exists()]
+        if not runs:
+            continue
+        ranks = ranks_of(runs)
+        default = ranks if default is None else default
+        row = {"row": arm.row, "name": arm.name, "what": arm.what, "seeds": len(runs), **figures(ranks)}
+        row |= {name: float(np.mean([found[name] for found in runs])) for name in ("coverage", "seconds")}
+        row["hit@10_std"] = row["hit@10_std"] if len(runs) > 1 else None
+        row["difference"] = compare(ranks, default[: len(ranks)])
+        row["passes"] = len(runs) >= 3 and passes(row["difference"], ranges(default))
+        rows.append(row)
+        if arm.row in ("default", "positives"):
+            liked.append(judged(ws, arm.name, ranks, default[: len(ranks)]))
+        gaps = (f"{name} {row[name]:.4f} {row['difference'][name][0]:+.4f}" for name in MEASURES)
+        print(f"{arm.name:32s}", len(runs), *gaps, f"{row['seconds']:.0f} s", row["passes"], flush=True)
+    keep(ws, runs, arms=rows, default_range=ranges(default), stars=liked)
+
+
+def dial(ws: Workspace) -> None:
+    """The section ``dial``: scores of the default plus lambda · log q (cosines, so times the temperature)."""
+    log_q = log_shares(ws.data.item_counts(ws.split.train))
+    curve = []
+    for strength in np.linspace(-0.6, 0.4, 21).round(2).tolist():
+        found = []
+        for seed in range(3):
+            scorer = ws.scorer("dssm", seed)
+            scorer = partial(shifted, scorer, strength * scorer.model.temperature * log_q)
+            hits = metrics(rank_targets(scorer, ws.data, ws.split.validation))["hit@10"]
+            shown = top_k(scorer, ws.data, ws.split.validation)[0]
+            found.append([hits, coverage(shown, ws.data.n_items - FIRST)])
+        curve.append({"lambda": strength, **dict(zip(("hit@10", "coverage"), np.mean(found, axis=0), strict=True))})
+    keep(ws, [], dial=curve)
+
+
+def shifted(scorer: TwoTowerScorer, offset: Tensor, positions: np.ndarray) -> Tensor:
+    return scorer(positions) + offset
+
+
+def cold(ws: Workspace) -> None:
+    """The section ``cold``: three draws of cold items, one seed each, the users' cold and warm targets."""
+    arms, places, default = [], [], None
+    for arm in COLD:
+        runs = []
+        for draw in range(arm.seeds):
+            one = replace(arm, options={**arm.options, "draw": draw})
+            setting = one.setting(ws, one.recipe, one.options)
+            path = path_of(ws, "cold", one, draw)
+            runs.append(shared.once(path, lambda: measure_cold(one, setting, draw)))  # noqa: B023
+            if arm is COLD[0]:
+                places.append(by_genre(setting))
+        ranks = {name: np.concatenate([found["ranks"][name] for found in runs]) for name in runs[0]["ranks"]}
+        default = ranks if default is None else default
+        one = {"name": arm.name, "what": arm.what, "draws": arm.seeds}
+        one["seconds"] = float(np.mean([found["seconds"] for found in runs]))
+        for name, found in ranks.items():
+            one[name] = {**short(found), "difference": compare(found, default[name])}
+        arms.append(one)
+        sizes = {"cold_rows": len(ranks["unknown"]), "warm_rows": len(ranks["warm"])}
+        baselines = {"chance": chance_level(ws.data.n_items - FIRST), "by genre": metrics(np.concatenate(places))}
+        baselines = {name: {m: found[m] for m in MEASURES} for name, found in baselines.items()}
+        keep(ws, runs, cold={**sizes, "baselines": baselines, "arms": arms})
+        print(arm.name, {name: short(found) for name, found in ranks.items()}, flush=True)
+
+
+def short(ranks: np.ndarray) -> dict[str, float]:
+    return {name: metrics(ranks)[name] for name in MEASURES}
+
+
+def by_genre(setting: Cold) -> np.ndarray:
+    """Ranks of cold targets by the share of their genres in the history times popularity; a cold item has the mean
+    count of its genres' items."""
+    data, genres = setting.data, genres_of(setting.data)
+    counts = torch.from_numpy(data.item_counts(setting.rows())).float()
+    warm = genres * ~setting.cold.unsqueeze(1)
+    typical = genres @ (warm.T @ counts / warm.sum(dim=0).clamp(min=1)) / genres.sum(dim=1).clamp(min=1)
+    counts = torch.where(setting.cold, typical, counts)
+
+    def scorer(positions: np.ndarray) -> Tensor:
+        taste = genres[setting.batches.users(positions)["history"]].mean(dim=1)  # [B, G]
+        return taste @ genres.T / genres.sum(dim=1).clamp(min=1) * counts
+
+    return rank_targets(scorer, data, setting.asked())
+
+
+GROUPS = ((0, 1, 2), (3, 4, 5), (6, 7, 8))  # seeds of three models told the time, folded into one
+
+
+def folded(ws: Workspace) -> list[TwoTowerScorer]:
+    """Of each group one model no wider than the default."""
+    batches = ws.batches_of("best")
+    rows = np.random.default_rng(0).choice(ws.split.train, min(len(ws.split.train), 8192), replace=False)
+    models = [[ws.trained("best", seed)[0] for seed in group] for group in GROUPS]
+    return [TwoTowerScorer(fold(group, batches, rows), batches) for group in models]
+
+
+def final(ws: Workspace, part: str) -> dict[str, Any]:
+    """The best, chosen on validation, on one part of the split, beside the default."""
+    positions, ranks = getattr(ws.split, part), {}
+    found = {"default": [ws.scorer("dssm", seed) for seed in range(5)], "best": folded(ws)}
+    if part == "validation":
+        found["one of three"] = [ws.scorer("best", seed) for seed in range(5)]
+    for name, scorers in found.items():
+        ranks[name] = np.array([rank_targets(scorer, scorer.batches.data, positions) for scorer in scorers])
+    if part == "test":
+        ranks["sasrec"] = np.array(list(shared.read_json(shared.HERE / "sasrec_ranks.json")["test"].values()))
+    spread = ranges(ranks["default"])
+    section: dict[str, Any] = {"default_range": spread}
+    for name, of in ranks.items():
+        section[name] = {"seeds": len(of), **figures(of), "difference": compare(of, ranks["default"])}
+        section[name]["passes"] = passes(section[name]["difference"], spread)
+    if part == "test":
+        section["to_sasrec"] = compare(ranks["best"], ranks["sasrec"])
+    section["difference"] = section["best"]["difference"]
+    return section
+
+
+def test(ws: Workspace) -> None:
+    """The sections ``chosen`` (validation) and ``test``: three models told the time, folded into one."""
+    keep(ws, [], chosen=final(ws, "validation"), test=final(ws, "test"))
+
+
+def judged(ws: Workspace, name: str, ranks: np.ndarray, default: np.ndarray) -> dict[str, Any]:
+    """An arm on every user's validation row, and on those of them with at least four stars."""
+    liked = stars(ws)[ws.split.validation] >= LIKED
+    both = {"any": np.ones_like(liked), "liked": liked}
+    return {
+        "name": name,
+        **{
+            target: {
+                "users": int(of.sum()),
+                **figures(ranks[:, of]),
+                "difference": compare(ranks[:, of], default[:, of]),
+            }
+            for target, of in both.items()
+        },
+    }
+
+
+def keep(ws: Workspace, runs: Sequence[Mapping[str, Any]], **sections: Any) -> None:
+    """Write sections of ``towers.json``, the others as they are."""
+    about = {"dataset": ws.dataset, "split": "validation"}
+    if runs:
+        about |= {"machine": (machine := shared.machines(list(runs))), "date": machine["date"]}
+    shared.write_json(FILE, {**shared.read_json(FILE), **about, **sections})
+
+
+if __name__ == "__main__":
+    tables = {part.__name__: part for part in (arms, table, dial, cold, test)}
+    parser = shared.command_line(__doc__)
+    parser.add_argument("--only", nargs="+", choices=tables, default=list(tables))
+    parser.add_argument("--seeds", type=int, default=5, help="of an arm at most")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tables["arms"] = partial(arms, most=arguments.seeds)
+    for name in arguments.only:
+        tables[name](Workspace("ml-100k", progress=False))
