@@ -60,7 +60,9 @@ def test_training_rates_come_from_the_epochs_after_the_first():
     assert machine.rates([10.0, 2.0, 1.0, 7.0], rows=100) == {"examples_per_second": 50.0, "seconds_to_start": 8.0}
 
 
-@pytest.mark.parametrize("name", ["amount", "ann", "out_of_core", "peers", "report", "scaling", "variants"])
+@pytest.mark.parametrize(
+    "name", ["amount", "ann", "every_day", "out_of_core", "peers", "report", "scaling", "variants"]
+)
 def test_every_script_answers_help(name):
     done = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", "--help"], capture_output=True, text=True)
     assert (done.returncode, done.stdout[:6]) == (0, "usage:"), done.stderr
