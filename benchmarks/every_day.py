@@ -1,6 +1,6 @@
 """A new model every week: MovieLens replayed in its own order, a split in global time (notebook 15).
 
-    python benchmarks/every_day.py                  # leaves every_day.json; some twenty minutes on one quiet core
+    python benchmarks/every_day.py                  # leaves every_day.json; some ten minutes on one quiet core
 
 A model knows what happened before the start of its week and is asked for what happens in it: of each user the first
 ratings, with the history they have by then, ranked among all movies that anybody had rated before the week (another
@@ -134,7 +134,7 @@ def summary(replay: Replay, weeks: list[int], few: list[int], seeds: int) -> dic
 
 if __name__ == "__main__":
     parser = shared.command_line(__doc__)
-    parser.add_argument("--every", type=int, default=2, help="weeks from one cold model to the next")
+    parser.add_argument("--every", type=int, default=4, help="weeks from one cold model to the next")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -69,7 +69,20 @@ def test_training_rates_come_from_the_epochs_after_the_first():
 
 
 @pytest.mark.parametrize(
-    "name", ["amount", "ann", "out_of_core", "peers", "report", "scaling", "second_stage", "towers", "variants"]
+    "name",
+    [
+        "amount",
+        "ann",
+        "every_day",
+        "out_of_core",
+        "peers",
+        "queries",
+        "report",
+        "scaling",
+        "second_stage",
+        "towers",
+        "variants",
+    ],
 )
 def test_every_script_answers_help(name):
     done = subprocess.run([sys.executable, BENCHMARKS / f"{name}.py", "--help"], capture_output=True, text=True)

@@ -6,7 +6,6 @@ LEVEL = "def alarm_level(quiet, rate):\n    quiet = {}\n    above = int(rate * l
 WRONG = {
     "answer": [
         (ANSWER.format("vector = live[0][0](history)", "live[0][1](vector)"), "you looked twice"),
-        (ANSWER.format("index = live[0][1]", "index(live[0][0](history))"), "you looked twice"),
         (ANSWER.format("(tower, index), _ = live[0], live[0]", "index(tower(history))"), "and were lucky"),
         (ANSWER.format("tower, index = live[0]", "tower(history)"), "what the index answers"),
         (ANSWER.format("tower, index = live[0]", "index(tower(history[:1]))"), "as it is"),
