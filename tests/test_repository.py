@@ -21,7 +21,6 @@ from dssm_helpers.course import runner
 from dssm_helpers.course.environment import installed
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LATER = {"13"}  # chapters that are still to come
 PAIRS = [pytest.param(path, nbformat.read(path, as_version=4), id=path.stem) for path in notebook_paths()]
 EACH = pytest.mark.parametrize(("path", "notebook"), PAIRS)
 
@@ -107,9 +106,7 @@ def test_no_ratings_are_committed():
 
 
 def test_notebooks_are_numbered_without_a_gap():
-    there = [path.stem[:2] for path in notebook_paths()]
-    assert len(set(there)) == len(there)
-    assert {f"{number:02d}" for number in range(max(13, int(there[-1])))} - set(there) <= LATER
+    assert [path.stem[:2] for path in notebook_paths()] == [f"{number:02d}" for number in range(18)]
 
 
 @EACH
