@@ -26,7 +26,7 @@ from dssm_helpers.features import (
     SparseFeature,
     default_features,
 )
-from dssm_helpers.model import DSSM
+from dssm_helpers.model import DSSM, UserTower
 from dssm_helpers.movielens import SCHEMA
 from dssm_helpers.objectives import in_history, with_unknown_ids
 from dssm_helpers.recipes import Recipe
@@ -316,6 +316,40 @@ class Attentive(Setting):
         embedding.poolings["history"] = Encoder(embedding.poolings["history"], dim, **options)
         embedding.width += dim
         tower.mlp[0] = nn.Linear(embedding.width, tower.mlp[0].out_features)
+        return model
+
+
+class ManyVectors(UserTower):
+    """The mlp's result is cut into unit vectors of the items' size: ``[B, K, D]``."""
+
+    dim: int
+
+    def forward(self, batch: Batch) -> Tensor:
+        return F.normalize(self.mlp(self.embedding(batch)).unflatten(1, (-1, self.dim)), dim=2)
+
+
+class BestOf(DSSM):
+    """Of a user's vectors the one with the higher score counts, item by item."""
+
+    def logits(self, users: Tensor, items: Tensor) -> Tensor:
+        return super().logits(users, items).amax(dim=1)  # [B, K, N] → [B, N]
+
+
+class BestScorer(TwoTowerScorer):
+    def __call__(self, positions: np.ndarray) -> Tensor:
+        return super().__call__(positions).amax(dim=1)
+
+
+class Interests(Setting):
+    """``vectors`` user vectors instead of one."""
+
+    scorer = BestScorer
+
+    def model(self, seed):
+        model = super().model(seed)
+        tower, dim = model.user_tower, model.dim
+        tower.mlp[-1] = nn.Linear(tower.mlp[-1].in_features, self.options["vectors"] * dim)
+        tower.__class__, tower.dim, model.__class__ = ManyVectors, dim, BestOf
         return model
 
 

@@ -27,9 +27,10 @@ from tower_parts import LIKED, Cold, Setting, genres_of, neighbours, stars
 from variants import MEASURES, compare, figures, read_variant
 
 from dssm_helpers.course.workspace import Workspace, code_digest
-from dssm_helpers.evaluation import TwoTowerScorer, chance_level, coverage, evaluate, metrics, rank_targets, top_k
+from dssm_helpers.evaluation import TwoTowerScorer, chance_level, coverage, metrics, rank_targets, top_k
 from dssm_helpers.files import digest
 from dssm_helpers.folding import fold
+from dssm_helpers.model import DSSM
 from dssm_helpers.objectives import log_shares
 from dssm_helpers.recipes import Recipe
 from dssm_helpers.training import Trainer
@@ -89,8 +90,16 @@ def train(arm: Arm, setting: Setting, seed: int) -> Trainer:
     config = replace(arm.recipe.training, seed=seed)
     trainer = getattr(tower_parts, arm.trainer)(setting.model(seed), setting.batches, config)
     trainer.options, trainer.setting = arm.options, setting
-    trainer.fit(setting.rows(), lambda m: evaluate(m, setting.batches, setting.validation()), progress=False)
+
+    def validate(model: DSSM) -> dict[str, float]:
+        return metrics(rank_targets(scorer_of(setting, model), setting.data, setting.validation()))
+
+    trainer.fit(setting.rows(), validate, progress=False)
     return trainer
+
+
+def scorer_of(setting: Setting, model: DSSM) -> TwoTowerScorer:
+    return getattr(setting, "scorer", TwoTowerScorer)(model, setting.batches)
 
 
 def run(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
@@ -112,7 +121,7 @@ def measure(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
     else:
         trainer = train(arm, setting, seed)
         model, seconds = trainer.model, trainer.train_seconds
-    scorer = TwoTowerScorer(model, setting.batches)
+    scorer = scorer_of(setting, model)
     parts = {part: getattr(ws.split, part) for part in ("validation", "test")}
     ranks = {part: rank_targets(scorer, setting.data, positions).tolist() for part, positions in parts.items()}
     covered = coverage(top_k(scorer, setting.data, ws.split.validation)[0], ws.data.n_items - FIRST)

@@ -30,6 +30,7 @@ import variants  # noqa: E402
 from dssm_helpers.data import encode  # noqa: E402
 from dssm_helpers.evaluation import TwoTowerScorer  # noqa: E402
 from dssm_helpers.features import Pooling, RecencyPooling  # noqa: E402
+from dssm_helpers.model import evaluation_mode  # noqa: E402
 from dssm_helpers.objectives import TrainingConfig, log_shares  # noqa: E402
 from dssm_helpers.recipes import Recipe  # noqa: E402
 from dssm_helpers.vocabulary import FIRST  # noqa: E402
@@ -430,6 +431,20 @@ def test_a_requests_time_is_what_the_clock_says(workspace):
     assert pause.tolist() == expected.tolist()
     first = data.offsets[2:4]  # of two users
     assert setting_of(workspace, "Time", columns=[]).batches.users(first)["pause"].tolist() == [FIRST + 7] * 2
+
+
+def test_of_several_user_vectors_the_one_with_the_higher_score_counts(workspace):
+    setting, positions = setting_of(workspace, "Interests", vectors=3), workspace.split.validation[:7]
+    model = setting.model(0)
+    scorer = towers.scorer_of(setting, model)
+    with evaluation_mode(model):
+        users = model.user_tower(setting.batches.users(positions))  # [B, K, D]
+        logits = model.logits(users, scorer.item_vectors)
+    assert users.shape == (7, 3, 8)
+    assert torch.allclose(users.norm(dim=2), torch.ones(7, 3))
+    best = torch.stack([user @ scorer.item_vectors.T for user in users.unbind(dim=1)]).amax(dim=0)
+    assert torch.allclose(scorer(positions), best)
+    assert torch.allclose(logits * model.temperature, best, atol=1e-6)
 
 
 @pytest.mark.parametrize("line", towers.LIST["arms"] + towers.LIST["cold"], ids=lambda line: line["name"])
