@@ -37,7 +37,7 @@ help:
 	@echo 'make offline-kit     wheels, notebooks and data to install without a network, in artifacts/offline-kit/'
 	@echo 'make publish REPO=owner/name   write the address of the published course everywhere (REPO= takes it out)'
 	@echo 'make release-check   what takes too long for every day: each notebook alone as on Colab, the offline kit'
-	@echo 'make bench      every benchmark against its peers: about two hours; tables in benchmarks/RESULTS.md'
+	@echo 'make bench      every benchmark, some against peers: a night on two cores; tables in benchmarks/RESULTS.md'
 	@echo 'make lint       ruff over code and notebooks'
 	@echo 'make clean      remove .venv, artifacts and dist (data/ stays; remove it by hand)'
 
@@ -102,7 +102,9 @@ bench: $(READY)
 	$(PY) benchmarks/own.py
 	$(PY) benchmarks/paper.py
 	$(PY) benchmarks/queries.py
+	$(PY) benchmarks/towers.py
 	$(PY) benchmarks/second_stage.py
+	$(PY) benchmarks/every_day.py
 	$(PY) benchmarks/report.py
 
 lint: $(READY)
