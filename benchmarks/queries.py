@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine, write_json
+from machine import command_line, machine, write_json
 
 from dssm_helpers import text as search
 from dssm_helpers.course.corpora import BM25, bare_names, docstrings, reciprocal_ranks, split_pairs, typo
@@ -80,6 +80,7 @@ def compare(searches: dict[str, list], asked: np.ndarray, clicked: np.ndarray) -
 
 
 def main() -> None:
+    command_line(__doc__).parse_args()
     torch.set_num_threads(1)
     result = {"machine": machine(), "seeds": SEEDS}
     for name in MODELS:
