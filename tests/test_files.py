@@ -167,7 +167,7 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, monkeypatch, the
 
 
 def test_other_users_may_read_what_a_library_would_hide(tmp_path):
-    """R11: safetensors writes for its owner alone."""
+    """Safetensors writes for its owner alone."""
     (tmp_path / "plain").touch()
     with write_atomically(tmp_path / "hidden") as temporary:
         temporary.touch(0o600)

@@ -156,7 +156,7 @@ def test_results_merge_by_section_and_carry_the_protocol(workspace, tables):
 
 @pytest.mark.parametrize("other", ["data", "split", "code"])
 def test_figures_of_another_origin_are_kept_aside_and_never_adopted(workspace, tables, monkeypatch, capsys, other):
-    """R4: not even their number of seeds."""
+    """Not even their number of seeds."""
     monkeypatch.setenv("DSSM_SEEDS", "2")
     workspace.record(models={"dssm": {"hit@10": 0.9}}, seeds=7)
     before = (workspace.folder / "results.json").read_bytes()
@@ -188,7 +188,7 @@ def test_damaged_results_are_kept_and_start_anew_with_a_word(workspace, capsys, 
 
 
 def test_of_many_recorders_at_once_every_section_stays(workspace, tables):
-    """R5: each a process of its own."""
+    """Each a process of its own."""
     names = [f"{letter}{n}" for letter in "abc" for n in range(12)]
     line = "from dssm_helpers.course.scoreboard import update_results as u; from pathlib import Path; import sys\n"
     line += "for n in range(12):\n    with u(Path(sys.argv[1])) as r: r[sys.argv[2] + str(n)] = n"
