@@ -210,7 +210,7 @@ def test_an_unpacked_folder_parses_alike_beside_a_broken_zip(server, tmp_path):
 
 
 def test_an_unpacked_folder_of_which_no_digest_is_known_is_passed_over(server, tmp_path):
-    """R3."""
+    """Their digests are unknown, so it could be anything."""
     unpacked("ml-1m", tmp_path)
     with pytest.raises(DataUnavailable, match=r"ml-1m: nobody published digests of its files, .*; put ml-1m\.zip"):
         load("ml-1m", tmp_path)

@@ -176,7 +176,7 @@ def test_figures_of_another_origin_are_kept_aside_and_never_adopted(workspace, t
 
 @pytest.mark.parametrize("damaged", ['{"models": {', "[1, 2]", "\xff", "a digit"])
 def test_damaged_results_are_kept_and_start_anew_with_a_word(workspace, capsys, damaged):
-    """R11; a digit that flips is damage too (R4)."""
+    """A digit that flips is damage too."""
     workspace.record(models={"dssm": {"hit@10": 0.25}})
     path = workspace.folder / "results.json"
     path.write_text(path.read_text().replace("0.25", "0.75") if damaged == "a digit" else damaged, encoding="latin-1")
