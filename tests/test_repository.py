@@ -163,6 +163,8 @@ def test_readme_tables_are_generated_from_the_measured_results():
     assert runner.render_readme(README, results) == README, "python -m dssm_helpers.course readme refreshes it"
     assert {"dssm", "dssm_mean", "popularity", "item_knn", "ease"} <= set(results["models"])
     assert results["dataset"] == "ml-100k"
+    assert set(results["notebook_mib"]) == {path.stem for path in notebook_paths()}
+    assert max(results["notebook_mib"].values()) * 2**20 < 2e9, "a free hosted machine has two gigabytes"
 
 
 def test_readme_quotes_the_stored_benchmarks():
