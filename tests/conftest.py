@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,6 +20,7 @@ from dssm_helpers.course.workspace import Workspace
 from dssm_helpers.data import EncodedData, Split, encode, split_by_time
 from dssm_helpers.features import BatchBuilder
 from dssm_helpers.movielens import SCHEMA, MovieLens, synthetic
+from dssm_helpers.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -50,6 +52,15 @@ def notebook_definitions(number: str, *names: str) -> dict[str, object]:
 
 def encoded(tables: MovieLens) -> EncodedData:
     return encode(tables.ratings, tables.users, tables.movies, SCHEMA, name=tables.name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def the_same_recipes() -> Iterator[None]:
+    """A model that one file of tests adds is not there for the next."""
+    before = dict(RECIPES)
+    yield
+    RECIPES.clear()
+    RECIPES.update(before)
 
 
 @pytest.fixture(scope="session")

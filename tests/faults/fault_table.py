@@ -1,4 +1,4 @@
-"""``docs/reliability.md`` from the rows that the tests of this folder carry: ``python tests/faults/report.py``."""
+"""``docs/reliability.md`` from the rows that the tests of this folder carry: ``python tests/faults/fault_table.py``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAD = """\
 # What happens when something goes wrong
 
 Each row is a fault, what you see, what is kept, and the test that makes it happen. The table is generated from these
-tests: `python tests/faults/report.py` writes it again.
+tests: `python tests/faults/fault_table.py` writes it again.
 
 What does not stand in it. A file that you keep alone, of weights, a checkpoint or an ONNX tower, carries no digest:
 damage that leaves its form intact is not noticed; in a trained model's folder and in a bundle it is. A crafted index
