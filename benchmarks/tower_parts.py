@@ -232,6 +232,10 @@ class Weighted(Candidates):
         return (softmax_losses(own, others, masked) * weight).sum() / weight.sum()
 
 
+def masked_log_softmax(logits: Tensor, masked: Tensor) -> Tensor:
+    return logits.masked_fill(masked, -torch.inf).log_softmax(dim=1)
+
+
 class Student(Mixed):
     """Mixed candidates; half of the target is what ``members`` default models, their vectors side by side, say."""
 
@@ -250,14 +254,11 @@ class Student(Mixed):
         vectors, others, log_q = self.candidates(items, target, generator)  # the batch comes first
         masked = (others == target.unsqueeze(1)) | in_history(seen, others)
         masked.fill_diagonal_(False)
-        own = self.log_softmax(self.model.logits(users, vectors) - log_q[others], masked)
+        own = masked_log_softmax(self.model.logits(users, vectors) - log_q[others], masked)
         said = self.users[positions] @ self.taught[others].T / len(self.options["members"]) / self.model.temperature
-        teacher = self.log_softmax(said - log_q[others], masked)
+        teacher = masked_log_softmax(said - log_q[others], masked)
         soft = -(teacher.exp() * own.masked_fill(masked, 0.0)).sum(dim=1).mean()
         return (soft - own.diagonal().mean()) / 2
-
-    def log_softmax(self, logits: Tensor, masked: Tensor) -> Tensor:
-        return logits.masked_fill(masked, -torch.inf).log_softmax(dim=1)
 
 
 # -- what an arm changes ----------------------------------------------------------------------------------------------
@@ -311,9 +312,8 @@ class Attentive(Setting):
     def model(self, seed):
         model = super().model(seed)
         tower, embedding, dim = model.user_tower, model.user_tower.embedding, self.recipe.dim
-        names = ("blocks", "heads", "length")
-        options = {name: self.options[name] for name in names if name in self.options}
-        embedding.poolings["history"] = Encoder(embedding.poolings["history"], dim, **options)
+        blocks = self.options.get("blocks", 1)
+        embedding.poolings["history"] = Encoder(embedding.poolings["history"], dim, blocks)
         embedding.width += dim
         tower.mlp[0] = nn.Linear(embedding.width, tower.mlp[0].out_features)
         return model
@@ -429,13 +429,7 @@ class Titles(Setting):
 
 PAUSES = (1, 60, 3600, 86_400, 7 * 86_400, 30 * 86_400)  # seconds
 DAYS = (0, 86_400, 7 * 86_400, 30 * 86_400)
-TIMES = {
-    "hour": 24,
-    "weekday": 7,
-    "pause": len(PAUSES) + 2,
-    "days": len(DAYS) + 1,
-    "week": 40,
-}  # how many values each has
+TIMES = {"hour": 24, "weekday": 7, "pause": len(PAUSES) + 2, "days": len(DAYS) + 1, "week": 40}  # values of each
 
 
 class Timed(BatchBuilder):
@@ -445,10 +439,9 @@ class Timed(BatchBuilder):
         batch, at = super().users(positions), np.asarray(positions)
         time, first = self.data.timestamp, self.data.offsets[self.data.user[at]] == at
         pause = np.where(first, len(PAUSES) + 1, np.digitize(time[at] - time[at - 1], PAUSES))
-        week = (time[at] - time.min()) // (7 * 86_400)
         days = np.where(first, len(DAYS), np.digitize(time[at] - time[at - 1], DAYS))
         found = {"hour": time[at] // 3600 % 24, "weekday": time[at] // 86_400 % 7, "pause": pause, "days": days}
-        found["week"] = week
+        found["week"] = (time[at] - time.min()) // (7 * 86_400)
         return {**batch, **{name: torch.from_numpy(values + FIRST) for name, values in found.items()}}
 
 

@@ -108,8 +108,7 @@ def run(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
 
 
 def path_of(ws: Workspace, kind: str, arm: Arm, seed: int) -> Path:
-    made_of = [arm.made_of(seed), ws.data.fingerprint(), ws.split.fingerprint(), code_digest()]
-    made_of += [kind] if kind != "arm" else []
+    made_of = [kind, arm.made_of(seed), ws.data.fingerprint(), ws.split.fingerprint(), code_digest()]
     return ws.folder / "towers" / f"{digest(made_of)[:12]}.json"
 
 
@@ -186,9 +185,8 @@ def table(ws: Workspace) -> None:
         ranks = ranks_of(runs)
         default = ranks if default is None else default
         row = {"row": arm.row, "name": arm.name, "what": arm.what, "seeds": len(runs), **figures(ranks)}
-        covered = [found["coverage"] for found in runs if found["coverage"] is not None]  # early runs did not keep it
-        row |= {"coverage": float(np.mean(covered)) if covered else None}
-        row |= {"seconds": min(found["seconds"] for found in runs)}  # of the quickest: others may have run beside it
+        row["coverage"] = float(np.mean([found["coverage"] for found in runs]))
+        row["seconds"] = min(found["seconds"] for found in runs)  # of the quickest: others may have run beside it
         row["hit@10_std"] = row["hit@10_std"] if len(runs) > 1 else None
         row["difference"] = compare(ranks, default[: len(ranks)])
         row["passes"] = len(runs) >= 3 and passes(row["difference"], ranges(default))
@@ -306,18 +304,11 @@ def test(ws: Workspace) -> None:
 def judged(ws: Workspace, name: str, ranks: np.ndarray, default: np.ndarray) -> dict[str, Any]:
     """An arm on every user's validation row, and on those of them with at least four stars."""
     liked = stars(ws)[ws.split.validation] >= LIKED
-    both = {"any": np.ones_like(liked), "liked": liked}
-    return {
-        "name": name,
-        **{
-            target: {
-                "users": int(of.sum()),
-                **figures(ranks[:, of]),
-                "difference": compare(ranks[:, of], default[:, of]),
-            }
-            for target, of in both.items()
-        },
-    }
+    section: dict[str, Any] = {"name": name}
+    for target, of in {"any": np.ones_like(liked), "liked": liked}.items():
+        difference = compare(ranks[:, of], default[:, of])
+        section[target] = {"users": int(of.sum()), **figures(ranks[:, of]), "difference": difference}
+    return section
 
 
 def keep(ws: Workspace, runs: Sequence[Mapping[str, Any]], **sections: Any) -> None:

@@ -178,7 +178,7 @@ class Recommender:
         self._second, self.retrieved = None, RETRIEVED  # for a second stage; fewer are quicker
         if "ranker.onnx" in files:
             self._second = PairTables.from_bytes(files["pairs.npz"]), open_session(files["ranker.onnx"])
-        self._rows = {item: row for row, item in enumerate(self._ids, start=FIRST)}
+            self._rows = {item: row for row, item in enumerate(self._ids, start=FIRST)}
         try:
             index = load_index(manifest.inside("index", "index"), uri=uri, token=token)
         except ValueError:  # with sound bytes: the index is no Milvus, or this Milvus has no such collection yet
