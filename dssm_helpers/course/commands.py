@@ -6,6 +6,7 @@ Each command imports what it needs itself, so the environment check answers wher
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 
 from ..settings import DATASETS
@@ -116,7 +117,7 @@ COMMANDS: tuple[Callable[[Options], int | None], ...] = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and run one command; its exit status."""
+    """Parse the command line and run one command; its exit status, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m dssm_helpers.course", description=__doc__)
     commands, parsers = parser.add_subparsers(required=True), {}
     for command in COMMANDS:
@@ -131,4 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
     options, options.rest = parser.parse_known_args(arguments)
     if options.rest and options.command is not own:
         parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
-    return options.command(options) or 0
+    try:
+        return options.command(options) or 0
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was finished is kept; the same command does the rest.", file=sys.stderr)
+        return 130

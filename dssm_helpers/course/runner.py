@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -43,6 +44,24 @@ if importlib.util.find_spec("resource"):
 """
 
 
+class Client(NotebookClient):
+    """Ctrl-C ends the kernel at once; nbclient's own handler would then report that the kernel died."""
+
+    interrupted = False
+
+    async def async_start_new_kernel(self, **options: object) -> None:
+        loop, notebook = asyncio.get_running_loop(), asyncio.current_task()
+
+        def interrupt() -> None:
+            self.interrupted, self.shutdown_kernel = True, "immediate"
+            notebook.cancel()
+
+        if sys.platform != "win32":  # whose loop takes no handlers, so Ctrl-C is a KeyboardInterrupt by itself
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, interrupt)
+        await super().async_start_new_kernel(**options)
+
+
 def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str | None]:
     """Run one notebook in its own kernel: the executed copy, the seconds, and the error if there was one.
 
@@ -56,10 +75,16 @@ def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str
     quiet, folder = ["--IPKernelApp.log_level=ERROR"], {"metadata": {"path": str(path.parent)}}
     started, error, gauge = time.perf_counter(), None, nbformat.v4.new_code_cell(GAUGE)
     notebook.cells.append(gauge)
+    client = Client(notebook, timeout=1800, resources=folder, extra_arguments=quiet)
     try:
-        NotebookClient(notebook, timeout=1800, resources=folder, extra_arguments=quiet).execute()
+        client.execute()
     except (CellExecutionError, CellTimeoutError) as failure:
         error = str(failure)
+    except (RuntimeError, asyncio.CancelledError) as failure:  # a dead kernel, or one that dies before its first answer
+        error = f"{path.name}: {failure}. Was the kernel killed, or is there too little memory?"
+        client.km = client.km or client.create_kernel_manager()  # nbclient asks it at exit whether it has a kernel
+    if client.interrupted:
+        raise KeyboardInterrupt
     notebook.cells.pop()
     notebook.metadata["mib"] = float(gauge.outputs[0].text) if gauge.get("outputs") else None
     return notebook, time.perf_counter() - started, error
@@ -240,7 +265,8 @@ def refresh_readme() -> None:
     """Copy the fresh figures beside the notebooks, redraw the README's picture and refill its tables."""
     results = read_results(artifacts_dir("ml-100k"))
     draw_scoreboard(results, NOTEBOOKS / "images" / "scoreboard.png")
-    shutil.copyfile(artifacts_dir("ml-100k") / "results.json", PUBLISHED)
+    with write_atomically(PUBLISHED) as temporary:
+        shutil.copyfile(artifacts_dir("ml-100k") / "results.json", temporary)
     for path, render in ((ROOT / "README.md", render_readme), (ROOT / "docs" / "instructor.md", render_times)):
         text = render(path.read_text(encoding="utf-8"), results)
         with write_atomically(path) as temporary:

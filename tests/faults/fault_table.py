@@ -24,7 +24,8 @@ some network file systems have none. Digests find damage, not a stranger who wro
 trust.
 """
 TITLES = {
-    "kill": "Interrupted at any moment", "damage": "Damaged files", "two_at_once": "Several at once",
+    "kill": "Interrupted at any moment", "kill_runs": "A run of the notebooks, interrupted",
+    "damage": "Damaged files", "two_at_once": "Several at once",
     "hostile": "Odd tables and files of strangers", "network": "The network",
 }  # fmt: skip
 
