@@ -47,18 +47,13 @@ if importlib.util.find_spec("resource"):
 class Client(NotebookClient):
     """Ctrl-C ends the kernel at once; nbclient's own handler would then report that the kernel died."""
 
-    interrupted = False
-
     async def async_start_new_kernel(self, **options: object) -> None:
-        loop, notebook = asyncio.get_running_loop(), asyncio.current_task()
-
-        def interrupt() -> None:
-            self.interrupted, self.shutdown_kernel = True, "immediate"
+        def interrupt(notebook: asyncio.Task) -> None:
+            self.shutdown_kernel = "immediate"
             notebook.cancel()
 
-        if sys.platform != "win32":  # whose loop takes no handlers, so Ctrl-C is a KeyboardInterrupt by itself
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM) if sys.platform != "win32" else ():  # whose loop takes no handler
+            asyncio.get_running_loop().add_signal_handler(number, interrupt, asyncio.current_task())
         await super().async_start_new_kernel(**options)
 
 
@@ -83,7 +78,7 @@ def execute(path: Path, dataset: str) -> tuple[nbformat.NotebookNode, float, str
     except (RuntimeError, asyncio.CancelledError) as failure:  # a dead kernel, or one that dies before its first answer
         error = f"{path.name}: {failure}. Was the kernel killed, or is there too little memory?"
         client.km = client.km or client.create_kernel_manager()  # nbclient asks it at exit whether it has a kernel
-    if client.interrupted:
+    if client.shutdown_kernel == "immediate":
         raise KeyboardInterrupt
     notebook.cells.pop()
     notebook.metadata["mib"] = float(gauge.outputs[0].text) if gauge.get("outputs") else None
