@@ -48,7 +48,12 @@ SELECTED = (
     ("07", "trained", 943, ["visualization/evidence/after training/holds the next"]),
     ("08", "trained", 943, ["onnx/hit@10/*"]),
     ("09", "solved", 943, ["serving/hit@10_cold_users/nothing, popularity"]),
-    ("09", "trained", 943, ["serving/hit@10_[sr]*", "serving/hit@10_cold_users/*[!y]"]),
+    (
+        "09",
+        "trained",
+        943,
+        ["serving/hit@10_[sr]*", "serving/hit@10_cold_users/[!n]*", "serving/hit@10_cold_users/*tower"],
+    ),
     ("11", "solved", 943, ["troubleshooting/popularity"]),
     ("11", "trained", 943, ["troubleshooting/planted/[!l]*/Hit@10", "troubleshooting/mystery/*"]),
     ("13", "trained", 943, ["better_towers/default", "better_towers/attention", "better_towers/hidden"]),
