@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
+import pytest
 import workers
 from conftest import NOTEBOOKS, ROOT, notebook_paths
 
@@ -22,6 +23,16 @@ def test_the_long_pieces_exist_and_come_first_and_the_solved_notebooks_after_the
     solved = [f"artifacts/solved/{path.name}" for path in notebook_paths()]
     pieces = list(dict.fromkeys(workers.piece_of_work(f"{f}::") for f in sorted(solved + files, key=workers.place)))
     assert pieces[: 4 + len(solved)] == ["colab", "open notebooks", "pages", "nbgrader", *solved]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_the_notebooks_record_is_looked_at_after_them(monkeypatch, shared):
+    monkeypatch.setattr(os, "environ", {"PYTEST_XDIST_WORKER": "gw0"} if shared else {})
+    names = ["tests/test_ranges.py::test_a", "tests/test_data.py::test_a", "notebooks/00_overview.ipynb::"]
+    items = [SimpleNamespace(nodeid=name) for name in names]
+    workers.pytest_collection_modifyitems(items)
+    assert [names.index(item.nodeid) for item in items] == ([2, 0, 1] if shared else [1, 2, 0])
+    assert workers.piece_of_work(names[0]) == workers.piece_of_work(names[2])
 
 
 def test_an_open_exercise_is_no_failure_in_the_open_notebooks_alone(monkeypatch):

@@ -2,7 +2,8 @@
 
 A piece of work shares an environment, a package manager's lock or models that are still to be trained, so it stays with
 one worker. The long pieces come first: so both workers end at about the same time. The solved notebooks come after the
-open ones, which have trained their models, and are dealt out one by one.
+open ones, which have trained their models, and are dealt out one by one. What the open ones have recorded is looked at
+when they have ended.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 OPEN = Path(__file__).resolve().parent.parent / "notebooks"
+RECORDED = "tests/test_ranges.py"
 PIECES = {
     "tests/test_colab.py": "colab",
     "notebooks/": "open notebooks",
+    RECORDED: "open notebooks",
     "tests/test_browser.py": "pages",
     "tests/test_book.py": "pages",
     "tests/test_nbgrader.py": "nbgrader",
@@ -46,8 +49,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: place(item.nodeid))
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    items.sort(key=lambda item: place(item.nodeid) if shared else item.nodeid.startswith(RECORDED))
 
 
 @pytest.hookimpl(wrapper=True)
