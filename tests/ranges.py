@@ -20,7 +20,7 @@ HEAD = """\
 #
 # counted  nothing is learned: the stored figure to six digits.
 # solved   counts and linear algebra: one user more or less, where the last bit of a score decides about a tie.
-# trained  another seed or processor: two standard errors of a share p over the n users, 2 √(p (1 - p) / n).
+# trained  another seed or processor: three standard errors of a share p over the n users, 3 √(p (1 - p) / n), or .01.
 #
 # NDCG scatters less than a share, so the same widths hold it. Not held: times, and what a second of them is enough for
 # (12 records nothing else); figures that benchmarks have stored (so all of 10); what 16 and 17 learn from the packages
@@ -70,7 +70,7 @@ SELECTED = (
 def width(rule: str, users: int, figure: float) -> float:
     """How far a figure may lie from ``figure``."""
     if rule == "trained":
-        return 2 * math.sqrt(figure * (1 - figure) / users)
+        return max(0.01, 3 * math.sqrt(figure * (1 - figure) / users))  # of a recall near 1 the errors are no share's
     return {"counted": 1e-6, "solved": 1 / users}[rule]
 
 
