@@ -77,9 +77,9 @@ def code_of(names: Sequence[str]) -> str:
     return digest(dict(sorted(found.items())))
 
 
-def read_arm(line: Mapping[str, Any]) -> Arm:
+def read_arm(line: Mapping[str, Any], seeds: int) -> Arm:
     own = {"row": "", "what": "", "parts": [], "trainer": "Trainer", "options": {}}
-    variant = read_variant({n: v for n, v in line.items() if n not in own}, seeds=3)
+    variant = read_variant({n: v for n, v in line.items() if n not in own}, seeds)
     fields = {name: line.get(name, default) for name, default in own.items()}
     return Arm(
         **{**fields, "parts": tuple(fields["parts"])}, name=variant.name, seeds=variant.seeds, recipe=variant.recipe
@@ -144,7 +144,8 @@ def measure_cold(arm: Arm, setting: Cold, seed: int) -> dict[str, Any]:
 
 
 LIST = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-ARMS, COLD = ([read_arm(line) for line in LIST[table]] for table in ("arms", "cold"))
+ARMS = [read_arm(line, seeds=5) for line in LIST["arms"]]
+COLD = [read_arm(line, seeds=3) for line in LIST["cold"]]  # of each draw one
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

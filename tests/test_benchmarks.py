@@ -225,7 +225,8 @@ def test_arrays_written_out_of_core_equal_those_of_encode(tmp_path):
 
 def arm(*parts: str, trainer: str = "Trainer", **line) -> towers.Arm:
     options = {"dim": 8, "dims": [8], "epochs": 1, "batch_size": 128}
-    return towers.read_arm({"name": "a", "row": "r", "parts": list(parts), "trainer": trainer, **options, **line})
+    line = {"name": "a", "row": "r", "parts": list(parts), "trainer": trainer, **options, **line}
+    return towers.read_arm(line, seeds=1)
 
 
 def setting_of(ws, *parts: str, **options) -> tower_parts.Setting:
@@ -449,7 +450,7 @@ def test_of_several_user_vectors_the_one_with_the_higher_score_counts(workspace)
 
 @pytest.mark.parametrize("line", towers.LIST["arms"] + towers.LIST["cold"], ids=lambda line: line["name"])
 def test_every_arm_trains(line, small):
-    one = towers.read_arm({**line, "dim": 8, "dims": [8], "epochs": 1, "batch_size": 128})
+    one = towers.read_arm({**line, "dim": 8, "dims": [8], "epochs": 1, "batch_size": 128}, seeds=1)
     one = replace(one, options={**one.options, "draw": 0}, name="not the stored one")
     setting = one.setting(small, one.recipe, one.options)
     before = setting.model(0).item_tower.mlp[-1].weight
