@@ -11,7 +11,6 @@ chosen on the first weeks; the later ones are reported. An interrupted run goes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import machine as shared
@@ -19,16 +18,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dssm_helpers.course.replay import Replay
+from dssm_helpers.course.replay import Replay, train
 from dssm_helpers.course.workspace import code_digest
-from dssm_helpers.data import EncodedData
 from dssm_helpers.evaluation import paired_bootstrap
-from dssm_helpers.features import BatchBuilder
 from dssm_helpers.files import digest
-from dssm_helpers.model import DSSM, grown
+from dssm_helpers.model import grown
 from dssm_helpers.movielens import load_movielens
-from dssm_helpers.recipes import RECIPES, build_model
-from dssm_helpers.training import Trainer
+from dssm_helpers.recipes import build_model
 
 START, CHOOSING, RECENT = 8, range(9, 15), 8
 WARM = {  # the rows to go on with, epochs, learning rate
@@ -38,11 +34,10 @@ WARM = {  # the rows to go on with, epochs, learning rate
 }
 
 
-def train(model: DSSM, data: EncodedData, rows: np.ndarray, seed: int, **settings: Any) -> float:
-    """Processor seconds of training as the default is, for all epochs: nothing is held out to choose one."""
-    trainer = Trainer(model, BatchBuilder(data), replace(RECIPES["dssm"].training, seed=seed, **settings))
+def seconds_of(*what: Any, **settings: Any) -> float:
+    """Processor seconds of a training."""
     start = shared.clocks()
-    trainer.fit(rows, progress=False)
+    train(*what, **settings)
     return float((shared.clocks() - start)[1])
 
 
@@ -54,7 +49,7 @@ def cold(replay: Replay, way: str, week: int, seed: int, ask: Sequence[int]) -> 
         users = np.random.default_rng(seed).permutation(np.arange(2, data.n_users))
         enough = np.searchsorted(np.cumsum(np.diff(data.offsets)[users]), len(replay.day(START))) + 1
         rows = np.flatnonzero(np.isin(data.user, users[:enough]))
-    seconds = {str(week): train(model, data, rows, seed)}
+    seconds = {str(week): seconds_of(model, data, rows, seed=seed)}
     return {"rows": len(rows), "seconds": seconds, "ranks": {str(w): replay.ranks(model, w).tolist() for w in ask}}
 
 
@@ -70,7 +65,8 @@ def warm(replay: Replay, how: str, seed: int, ask: Sequence[int]) -> dict[str, A
         if week == ask[0]:
             rows, further = np.arange(len(data)), {}
         model = grown(model, data.vocabularies)
-        seconds[str(week)] = train(model, data, rows, seed + (1000 * week if further else 0), **further)
+        further["seed"] = seed + (1000 * week if further else 0)
+        seconds[str(week)] = seconds_of(model, data, rows, **further)
         ranks[str(week)] = replay.ranks(model, week).tolist()
     return {"seconds": seconds, "ranks": ranks}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,18 +16,10 @@ from dssm_helpers import seed_everything
 from dssm_helpers.course.workspace import Workspace
 from dssm_helpers.data import EncodedData, encode
 from dssm_helpers.evaluation import TwoTowerScorer, interaction_matrix
-from dssm_helpers.features import (
-    POOLINGS,
-    Batch,
-    BatchBuilder,
-    Feature,
-    RecencyPooling,
-    SparseFeature,
-    default_features,
-)
+from dssm_helpers.features import POOLINGS, BatchBuilder, Feature, RecencyPooling, SparseFeature, default_features
 from dssm_helpers.model import DSSM, UserTower
 from dssm_helpers.movielens import SCHEMA
-from dssm_helpers.objectives import in_history, with_unknown_ids
+from dssm_helpers.objectives import in_history, list_wise_loss, with_unknown_ids
 from dssm_helpers.recipes import Recipe
 from dssm_helpers.schema import Column
 from dssm_helpers.text import text_trigrams
@@ -105,12 +96,6 @@ class Encoder(nn.Module):
 # -- what a row is compared with --------------------------------------------------------------------------------------
 
 
-def softmax_losses(own: Tensor, others: Tensor, masked: Tensor) -> Tensor:
-    """Cross-entropy of each row's positive ``own [B]`` among it and ``others [B, N]``, ``masked`` left out: ``[B]``."""
-    logits = torch.cat([own.unsqueeze(1), others.masked_fill(masked, -torch.inf)], dim=1)
-    return -logits.log_softmax(dim=1)[:, 0]
-
-
 class Candidates(Trainer):
     """The course's loss, row by row, with other candidates than the batch; as it stands, the batch."""
 
@@ -131,7 +116,7 @@ class Candidates(Trainer):
         return items, target, self._log_q
 
     def reduce(self, own: Tensor, others: Tensor, masked: Tensor, positions: Tensor) -> Tensor:
-        return softmax_losses(own, others, masked).mean()
+        return list_wise_loss(own, others, masked)
 
     def encode(self, items: Tensor) -> Tensor:
         """Vectors of items, a share of their ids dropped as in the batch."""
@@ -142,20 +127,19 @@ class Candidates(Trainer):
         return torch.randint(FIRST, self.batches.data.n_items, (self.options["n"],), generator=generator)
 
 
-class Full(Candidates):
-    """All items."""
-
-    def candidates(self, items, target, generator):
-        every = torch.arange(FIRST, self.batches.data.n_items)
-        return self.encode(every), every, torch.zeros_like(self._log_q)
-
-
 class Uniform(Candidates):
     """``n`` items for the whole batch, each as probable; then q is the same for all and cancels."""
 
     def candidates(self, items, target, generator):
         drawn = self.draw(generator)
         return self.encode(drawn), drawn, torch.zeros_like(self._log_q)
+
+
+class Full(Uniform):
+    """All items."""
+
+    def draw(self, generator):
+        return torch.arange(FIRST, self.batches.data.n_items)
 
 
 class GBCE(Uniform):
@@ -218,10 +202,10 @@ class Hard(Candidates):
         hard = self.model.logits(users, F.embedding(place, self.encode(distinct)))  # [B, n]
         own, seen = self.model.logits(users, items.unsqueeze(1)).squeeze(1), torch.zeros_like(drawn, dtype=torch.bool)
         if self.options.get("alone"):
-            return softmax_losses(own, hard, seen).mean()
+            return list_wise_loss(own, hard, seen)
         others = torch.cat([self.model.logits(users, items) - self._log_q[target], hard - self._log_q[drawn]], dim=1)
         masked = (target == target.unsqueeze(1)) | in_history(batch["history"], target)
-        return softmax_losses(own - self._log_q[target], others, torch.cat([masked, seen], dim=1)).mean()
+        return list_wise_loss(own - self._log_q[target], others, torch.cat([masked, seen], dim=1))
 
 
 class Weighted(Candidates):
@@ -229,11 +213,8 @@ class Weighted(Candidates):
 
     def reduce(self, own, others, masked, positions):
         weight = torch.from_numpy(self.setting.stars)[positions].float()
-        return (softmax_losses(own, others, masked) * weight).sum() / weight.sum()
-
-
-def masked_log_softmax(logits: Tensor, masked: Tensor) -> Tensor:
-    return logits.masked_fill(masked, -torch.inf).log_softmax(dim=1)
+        logits = torch.cat([own.unsqueeze(1), others.masked_fill(masked, -torch.inf)], dim=1)
+        return (-logits.log_softmax(dim=1)[:, 0] * weight).sum() / weight.sum()
 
 
 class Student(Mixed):
@@ -254,9 +235,9 @@ class Student(Mixed):
         vectors, others, log_q = self.candidates(items, target, generator)  # the batch comes first
         masked = (others == target.unsqueeze(1)) | in_history(seen, others)
         masked.fill_diagonal_(False)
-        own = masked_log_softmax(self.model.logits(users, vectors) - log_q[others], masked)
         said = self.users[positions] @ self.taught[others].T / len(self.options["members"]) / self.model.temperature
-        teacher = masked_log_softmax(said - log_q[others], masked)
+        logits = (self.model.logits(users, vectors), said)
+        own, teacher = ((of - log_q[others]).masked_fill(masked, -torch.inf).log_softmax(dim=1) for of in logits)
         soft = -(teacher.exp() * own.masked_fill(masked, 0.0)).sum(dim=1).mean()
         return (soft - own.diagonal().mean()) / 2
 
@@ -267,15 +248,12 @@ class Student(Mixed):
 class Setting:
     """The course's default, step by step. A part overrides a step and goes on from the one it replaces."""
 
+    scorer = TwoTowerScorer
+
     def __init__(self, ws: Workspace, recipe: Recipe, options: Mapping[str, Any]):
         self.ws, self.recipe, self.options = ws, recipe, options
-        self.data = self.encode()
+        self.data, self.stars = self.encode(), stars(ws)
         self.batches = self.make_batches()
-
-    @cached_property
-    def stars(self) -> np.ndarray:
-        """Of every position, ``[N]``."""
-        return stars(self.ws)
 
     def encode(self) -> EncodedData:
         return self.ws.data
@@ -290,9 +268,8 @@ class Setting:
         return self.ws.split.validation
 
     def features(self) -> tuple[list[Feature], list[Feature]]:
-        recipe = self.recipe
-        names = {"dim": recipe.dim, "pooling": recipe.pooling, "max_history": recipe.max_history}
-        return default_features(self.data, **names, without=recipe.without)
+        names = ("dim", "pooling", "max_history", "without")
+        return default_features(self.data, **{name: getattr(self.recipe, name) for name in names})
 
     def model(self, seed: int) -> DSSM:
         seed_everything(seed)
@@ -301,6 +278,7 @@ class Setting:
 
 
 def stars(ws: Workspace) -> np.ndarray:
+    """Of every position, ``[N]``."""
     ratings, ids = ws.tables.ratings, ws.data.vocabularies["user_id"]
     order = np.lexsort((ratings["timestamp"].to_numpy(), ids.encode(ratings["user_id"].to_numpy())))
     return ratings["rating"].to_numpy()[order]
@@ -312,8 +290,7 @@ class Attentive(Setting):
     def model(self, seed):
         model = super().model(seed)
         tower, embedding, dim = model.user_tower, model.user_tower.embedding, self.recipe.dim
-        blocks = self.options.get("blocks", 1)
-        embedding.poolings["history"] = Encoder(embedding.poolings["history"], dim, blocks)
+        embedding.poolings["history"] = Encoder(embedding.poolings["history"], dim, self.options.get("blocks", 1))
         embedding.width += dim
         tower.mlp[0] = nn.Linear(embedding.width, tower.mlp[0].out_features)
         return model
@@ -324,7 +301,7 @@ class ManyVectors(UserTower):
 
     dim: int
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch):
         return F.normalize(self.mlp(self.embedding(batch)).unflatten(1, (-1, self.dim)), dim=2)
 
 
@@ -377,10 +354,9 @@ class Sampled(Liked):
 
 
 class Filtered(BatchBuilder):
-    """Histories without some positions; ``cold [I]`` are items whose id nobody knows."""
+    """Histories of what is to ``keep``, positions ``[N]``."""
 
     keep: Tensor
-    cold: Tensor | None = None
 
     def users(self, positions):
         positions = torch.as_tensor(positions)
@@ -388,17 +364,6 @@ class Filtered(BatchBuilder):
         history = (batch := super().users(positions))["history"] * self.keep[slots]
         order = (history == PADDING).int().argsort(dim=1, stable=True)  # what is left moves together
         return {**batch, "history": history.gather(1, order)}
-
-    def items(self, items):
-        return self._unknown(super().items(items))
-
-    def all_items(self):
-        return self._unknown(super().all_items())
-
-    def _unknown(self, batch: Batch) -> Batch:
-        if self.cold is None:
-            return batch
-        return {**batch, "item_id": batch["item_id"].masked_fill(self.cold[batch["item_id"]], UNKNOWN)}
 
 
 class LikedHistory(Liked):
@@ -423,8 +388,7 @@ class Titles(Setting):
 
     def features(self):
         user, item = super().features()
-        width = self.options.get("width", 48)
-        return user, [replace(f, embed_dim=width) if f.name == "trigrams" else f for f in item]
+        return user, [replace(f, embed_dim=48) if f.name == "trigrams" else f for f in item]
 
 
 PAUSES = (1, 60, 3600, 86_400, 7 * 86_400, 30 * 86_400)  # seconds
@@ -457,28 +421,20 @@ class Time(Setting):
 
 
 class Cold(Setting):
-    """A tenth of the items (``draw``) is in no history and no row; each user's last five rows are kept apart."""
-
-    @cached_property
-    def cold(self) -> Tensor:
-        """Which items, ``[I]``: of those with five interactions."""
-        often = np.flatnonzero(self.ws.data.item_counts(np.arange(len(self.ws.data))) >= 5)
-        chosen = np.random.default_rng(self.options["draw"]).choice(often, self.ws.data.n_items // 10, replace=False)
-        return torch.zeros(self.ws.data.n_items, dtype=torch.bool).index_fill(0, torch.from_numpy(chosen), True)
-
-    @cached_property
-    def is_cold(self) -> np.ndarray:
-        """Of every position, ``[N]``."""
-        return self.cold.numpy()[self.ws.data.item]
-
-    @cached_property
-    def apart(self) -> np.ndarray:
-        """Of every position, ``[N]``: whether it is one of its user's last five."""
-        return np.arange(len(self.ws.data)) >= self.ws.data.offsets[self.ws.data.user + 1] - 5
+    """A tenth of the items (``draw``), of those with five interactions, is ``cold [I]``: no id, in no history or row.
+    Each user's last five rows are kept ``apart [N]``, and those of them whose item is cold are ``asked``."""
 
     def make_batches(self):
-        batches = Filtered(self.data)
-        batches.keep, batches.cold = torch.from_numpy(~self.is_cold), self.cold
+        data = self.data
+        often = np.flatnonzero(data.item_counts(np.arange(len(data))) >= 5)
+        chosen = np.random.default_rng(self.options["draw"]).choice(often, data.n_items // 10, replace=False)
+        self.cold = torch.zeros(data.n_items, dtype=torch.bool).index_fill(0, torch.from_numpy(chosen), True)
+        self.is_cold = self.cold.numpy()[data.item]
+        self.apart = np.arange(len(data)) >= data.offsets[data.user + 1] - 5
+        self.asked = np.flatnonzero(self.apart & self.is_cold)
+        batches = Filtered(data)
+        batches.keep = torch.from_numpy(~self.is_cold)
+        batches.item_columns["item_id"] = batches.item_columns["item_id"].masked_fill(self.cold, UNKNOWN)
         return batches
 
     def rows(self):
@@ -489,16 +445,11 @@ class Cold(Setting):
         rows = super().validation()
         return rows[~self.is_cold[rows]]
 
-    def asked(self) -> np.ndarray:
-        """The positions kept apart whose item is cold."""
-        return np.flatnonzero(self.apart & self.is_cold)
-
 
 def genres_of(data: EncodedData) -> Tensor:
     """Ones at (item, genre), ``[I, G]``."""
-    genres = torch.zeros(data.n_items, len(data.vocabularies["genres"]))
-    genres.scatter_(1, torch.from_numpy(data.item_columns["genres"]), 1.0)[:, PADDING] = 0
-    return genres
+    genres = F.one_hot(torch.from_numpy(data.item_columns["genres"]), len(data.vocabularies["genres"]))
+    return genres.amax(dim=1).index_fill(1, torch.tensor(PADDING), 0).float()
 
 
 def neighbours(setting: Cold, k: int = 10) -> Tensor:

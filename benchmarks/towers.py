@@ -13,7 +13,7 @@ import inspect
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch
 import tower_parts
 from torch import Tensor
 from tower_parts import LIKED, Cold, Setting, genres_of, neighbours, stars
-from variants import MEASURES, compare, figures, read_variant
+from variants import MEASURES, Variant, compare, figures, read_variant
 
 from dssm_helpers.course.workspace import Workspace, code_digest
 from dssm_helpers.evaluation import TwoTowerScorer, chance_level, coverage, metrics, rank_targets, top_k
@@ -32,7 +32,6 @@ from dssm_helpers.files import digest
 from dssm_helpers.folding import fold
 from dssm_helpers.model import DSSM
 from dssm_helpers.objectives import log_shares
-from dssm_helpers.recipes import Recipe
 from dssm_helpers.training import Trainer
 from dssm_helpers.vocabulary import FIRST
 
@@ -43,21 +42,18 @@ FILE = Path(__file__).with_suffix(".json")
 
 
 @dataclass(frozen=True)
-class Arm:
+class Arm(Variant):
     """A line of ``towers.toml``, which explains the fields."""
 
-    row: str
-    name: str
-    what: str
-    seeds: int
-    recipe: Recipe
-    parts: tuple[str, ...]
-    trainer: str
-    options: Mapping[str, Any]
+    row: str = ""
+    what: str = ""
+    parts: tuple[str, ...] = ()
+    trainer: str = "Trainer"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def setting(self) -> type[Setting]:
-        return type(self.name, tuple(getattr(tower_parts, name) for name in self.parts) or (Setting,), {})
+    def setting(self, ws: Workspace) -> Setting:
+        parts = [getattr(tower_parts, name) for name in self.parts]
+        return type(self.name, (*parts, Setting), {})(ws, self.recipe, self.options)
 
     def made_of(self, seed: int) -> dict[str, Any]:
         """Everything that decides the outcome besides data and the library's code."""
@@ -77,34 +73,16 @@ def code_of(names: Sequence[str]) -> str:
     return digest(dict(sorted(found.items())))
 
 
-def read_arm(line: Mapping[str, Any]) -> Arm:
-    own = {"row": "", "what": "", "parts": [], "trainer": "Trainer", "options": {}}
-    variant = read_variant({n: v for n, v in line.items() if n not in own}, seeds=3)
-    fields = {name: line.get(name, default) for name, default in own.items()}
-    return Arm(
-        **{**fields, "parts": tuple(fields["parts"])}, name=variant.name, seeds=variant.seeds, recipe=variant.recipe
-    )
-
-
 def train(arm: Arm, setting: Setting, seed: int) -> Trainer:
     config = replace(arm.recipe.training, seed=seed)
     trainer = getattr(tower_parts, arm.trainer)(setting.model(seed), setting.batches, config)
     trainer.options, trainer.setting = arm.options, setting
 
     def validate(model: DSSM) -> dict[str, float]:
-        return metrics(rank_targets(scorer_of(setting, model), setting.data, setting.validation()))
+        return metrics(rank_targets(setting.scorer(model, setting.batches), setting.data, setting.validation()))
 
     trainer.fit(setting.rows(), validate, progress=False)
     return trainer
-
-
-def scorer_of(setting: Setting, model: DSSM) -> TwoTowerScorer:
-    return getattr(setting, "scorer", TwoTowerScorer)(model, setting.batches)
-
-
-def run(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
-    """:func:`measure`, once."""
-    return shared.once(path_of(ws, "arm", arm, seed), lambda: measure(ws, arm, seed))
 
 
 def path_of(ws: Workspace, kind: str, arm: Arm, seed: int) -> Path:
@@ -114,13 +92,13 @@ def path_of(ws: Workspace, kind: str, arm: Arm, seed: int) -> Path:
 
 def measure(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
     """Train an arm and rank every user's validation and test row."""
-    setting = arm.setting(ws, arm.recipe, arm.options)
+    setting = arm.setting(ws)
     if arm.name == "default":  # other parts need its weights
         model, seconds = ws.trained("dssm", seed)
     else:
         trainer = train(arm, setting, seed)
         model, seconds = trainer.model, trainer.train_seconds
-    scorer = scorer_of(setting, model)
+    scorer = setting.scorer(model, setting.batches)
     parts = {part: getattr(ws.split, part) for part in ("validation", "test")}
     ranks = {part: rank_targets(scorer, setting.data, positions).tolist() for part, positions in parts.items()}
     covered = coverage(top_k(scorer, setting.data, ws.split.validation)[0], ws.data.n_items - FIRST)
@@ -129,29 +107,25 @@ def measure(ws: Workspace, arm: Arm, seed: int) -> dict[str, Any]:
 
 def measure_cold(arm: Arm, setting: Cold, seed: int) -> dict[str, Any]:
     """Ranks of cold and of warm targets; the cold ids are unknown, as they were drawn, or the mean of neighbours."""
-    trainer = train(arm, setting, seed)
-    rows = trainer.model.item_tower.embedding.tables["item_id"].weight.data
+    trainer, asked, batches = train(arm, setting, seed), setting.asked, setting.batches
+    table = trainer.model.item_tower.embedding.tables["item_id"].weight.data
 
-    def cold() -> list[float]:
-        return rank_targets(TwoTowerScorer(trainer.model, setting.batches), setting.data, setting.asked()).tolist()
+    def ranks(positions: np.ndarray) -> list[float]:
+        return rank_targets(TwoTowerScorer(trainer.model, batches), setting.data, positions).tolist()
 
-    warm = TwoTowerScorer(trainer.model, setting.batches)
-    ranks = {"warm": rank_targets(warm, setting.data, setting.validation()).tolist(), "unknown": cold()}
-    setting.batches.cold = None
-    ranks["as drawn"] = cold()
-    rows[setting.cold] = rows[neighbours(setting)].mean(dim=1)
-    return {"seconds": trainer.train_seconds, "ranks": ranks | {"neighbours": cold()}}
+    found = {"warm": ranks(setting.validation()), "unknown": ranks(asked)}
+    batches.item_columns["item_id"] = torch.from_numpy(setting.data.item_columns["item_id"])
+    found["as drawn"] = ranks(asked)
+    table[setting.cold] = table[neighbours(setting)].mean(dim=1)
+    return {"seconds": trainer.train_seconds, "ranks": found | {"neighbours": ranks(asked)}}
 
 
 LIST = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-ARMS, COLD = ([read_arm(line) for line in LIST[table]] for table in ("arms", "cold"))
+ARMS = [read_variant(line, seeds=5, kind=Arm) for line in LIST["arms"]]
+COLD = [read_variant(line, seeds=3, kind=Arm) for line in LIST["cold"]]  # of each draw one
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
-
-
-def ranks_of(runs: Sequence[Mapping[str, Any]], part: str = "validation") -> np.ndarray:
-    return np.array([found["ranks"][part] for found in runs])
 
 
 def ranges(ranks: np.ndarray) -> dict[str, float]:
@@ -170,7 +144,7 @@ def arms(ws: Workspace, most: int = 5) -> None:
     """Make the runs of all arms, at most so many seeds of each, and the table."""
     for arm in ARMS:
         for seed in range(min(arm.seeds, most)):
-            run(ws, arm, seed)
+            shared.once(path_of(ws, "arm", arm, seed), partial(measure, ws, arm, seed))
     table(ws)
 
 
@@ -182,7 +156,7 @@ def table(ws: Workspace) -> None:
         runs = [shared.read_json(path) for path in paths if path.exists()]
         if not runs:
             continue
-        ranks = ranks_of(runs)
+        ranks = np.array([found["ranks"]["validation"] for found in runs])
         default = ranks if default is None else default
         row = {"row": arm.row, "name": arm.name, "what": arm.what, "seeds": len(runs), **figures(ranks)}
         row["coverage"] = float(np.mean([found["coverage"] for found in runs]))
@@ -206,16 +180,15 @@ def dial(ws: Workspace) -> None:
         found = []
         for seed in range(3):
             scorer = ws.scorer("dssm", seed)
-            scorer = partial(shifted, scorer, strength * scorer.model.temperature * log_q)
-            hits = metrics(rank_targets(scorer, ws.data, ws.split.validation))["hit@10"]
-            shown = top_k(scorer, ws.data, ws.split.validation)[0]
+
+            def shifted(positions, scorer=scorer, offset=strength * scorer.model.temperature * log_q):
+                return scorer(positions) + offset
+
+            hits = metrics(rank_targets(shifted, ws.data, ws.split.validation))["hit@10"]
+            shown = top_k(shifted, ws.data, ws.split.validation)[0]
             found.append([hits, coverage(shown, ws.data.n_items - FIRST)])
         curve.append({"lambda": strength, **dict(zip(("hit@10", "coverage"), np.mean(found, axis=0), strict=True))})
     keep(ws, [], dial=curve)
-
-
-def shifted(scorer: TwoTowerScorer, offset: Tensor, positions: np.ndarray) -> Tensor:
-    return scorer(positions) + offset
 
 
 def cold(ws: Workspace) -> None:
@@ -225,27 +198,26 @@ def cold(ws: Workspace) -> None:
         runs = []
         for draw in range(arm.seeds):
             one = replace(arm, options={**arm.options, "draw": draw})
-            setting = one.setting(ws, one.recipe, one.options)
+            setting = one.setting(ws)
             path = path_of(ws, "cold", one, draw)
             runs.append(shared.once(path, lambda: measure_cold(one, setting, draw)))  # noqa: B023
             if arm is COLD[0]:
                 places.append(by_genre(setting))
         ranks = {name: np.concatenate([found["ranks"][name] for found in runs]) for name in runs[0]["ranks"]}
-        default = ranks if default is None else default
-        one = {"name": arm.name, "what": arm.what, "draws": arm.seeds}
-        one["seconds"] = float(np.mean([found["seconds"] for found in runs]))
+        default = default or ranks
+        seconds = float(np.mean([found["seconds"] for found in runs]))
+        arms.append({"name": arm.name, "what": arm.what, "draws": arm.seeds, "seconds": seconds})
         for name, found in ranks.items():
-            one[name] = {**short(found), "difference": compare(found, default[name])}
-        arms.append(one)
+            arms[-1][name] = {**short(metrics(found)), "difference": compare(found, default[name])}
         sizes = {"cold_rows": len(ranks["unknown"]), "warm_rows": len(ranks["warm"])}
-        baselines = {"chance": chance_level(ws.data.n_items - FIRST), "by genre": metrics(np.concatenate(places))}
-        baselines = {name: {m: found[m] for m in MEASURES} for name, found in baselines.items()}
+        levels = {"chance": chance_level(ws.data.n_items - FIRST), "by genre": metrics(np.concatenate(places))}
+        baselines = {name: short(found) for name, found in levels.items()}
         keep(ws, runs, cold={**sizes, "baselines": baselines, "arms": arms})
-        print(arm.name, {name: short(found) for name, found in ranks.items()}, flush=True)
+        print(arms[-1], flush=True)
 
 
-def short(ranks: np.ndarray) -> dict[str, float]:
-    return {name: metrics(ranks)[name] for name in MEASURES}
+def short(found: Mapping[str, float]) -> dict[str, float]:
+    return {name: found[name] for name in MEASURES}
 
 
 def by_genre(setting: Cold) -> np.ndarray:
@@ -261,7 +233,7 @@ def by_genre(setting: Cold) -> np.ndarray:
         taste = genres[setting.batches.users(positions)["history"]].mean(dim=1)  # [B, G]
         return taste @ genres.T / genres.sum(dim=1).clamp(min=1) * counts
 
-    return rank_targets(scorer, data, setting.asked())
+    return rank_targets(scorer, data, setting.asked)
 
 
 GROUPS = ((0, 1, 2), (3, 4, 5), (6, 7, 8))  # seeds of three models told the time, folded into one

@@ -79,14 +79,14 @@ def flat_item_tower(model: DSSM) -> None:
 CHANGES = {f.__name__: f for f in (dot_products, wide_start, own_history_table, flat_user_tower, flat_item_tower)}
 
 
-def read_variant(line: Mapping[str, Any], seeds: int, **settings: Any) -> Variant:
-    """A line of ``variants.toml``: fields of :class:`Variant`, of the recipe and of its training."""
+def read_variant(line: Mapping[str, Any], seeds: int, kind: type[Variant] = Variant, **settings: Any) -> Variant:
+    """A line of a list such as ``variants.toml``: fields of ``kind``, of the recipe and of its training."""
     line = {"seeds": seeds, **settings, **{name: tuple(v) if isinstance(v, list) else v for name, v in line.items()}}
     default = RECIPES["dssm"]
-    own, training = ({f.name for f in fields(kind)} & line.keys() for kind in (Variant, default.training))
+    own, training = ({f.name for f in fields(of)} & line.keys() for of in (kind, default.training))
     model = {name: line[name] for name in line.keys() - own - training}
     recipe = replace(default, **model, training=replace(default.training, **{name: line[name] for name in training}))
-    return Variant(recipe=recipe, **{name: line[name] for name in own})
+    return kind(recipe=recipe, **{name: line[name] for name in own})
 
 
 LIST = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))

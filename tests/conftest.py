@@ -18,7 +18,8 @@ import workers
 
 from dssm_helpers.course.workspace import Workspace
 from dssm_helpers.data import EncodedData, Split, encode, split_by_time
-from dssm_helpers.features import BatchBuilder
+from dssm_helpers.features import BatchBuilder, default_features
+from dssm_helpers.model import DSSM
 from dssm_helpers.movielens import SCHEMA, MovieLens, synthetic
 from dssm_helpers.recipes import RECIPES
 
@@ -81,6 +82,23 @@ def split(data: EncodedData) -> Split:
 @pytest.fixture(scope="session")
 def batches(data: EncodedData) -> BatchBuilder:
     return BatchBuilder(data, max_history=10)
+
+
+def make_model(data: EncodedData, pooling: str | tuple[str, ...] = ("mean", "recency:3"), **options: object) -> DSSM:
+    """An untrained model of the default's kind, small."""
+    torch.manual_seed(0)
+    user, item = default_features(data, dim=16, side_dim=8, pooling=pooling, **options)
+    params = {"dims": (32, 16), "dropout": 0.5}
+    model = DSSM(user, item, params, params)
+    with torch.no_grad():  # far from the small values it starts with, so that differences would show
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(data: EncodedData) -> DSSM:
+    return make_model(data, max_history=10)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,18 +224,18 @@ def test_arrays_written_out_of_core_equal_those_of_encode(tmp_path):
 
 def arm(*parts: str, trainer: str = "Trainer", **line) -> towers.Arm:
     options = {"dim": 8, "dims": [8], "epochs": 1, "batch_size": 128}
-    return towers.read_arm({"name": "a", "row": "r", "parts": list(parts), "trainer": trainer, **options, **line})
+    line = {"name": "a", "parts": list(parts), "trainer": trainer, **options, **line}
+    return variants.read_variant(line, seeds=1, kind=towers.Arm)
 
 
 def setting_of(ws, *parts: str, **options) -> tower_parts.Setting:
-    one = arm(*parts, options=options)
-    return one.setting(ws, one.recipe, one.options)
+    return arm(*parts, options=options).setting(ws)
 
 
 def trainer_of(ws, name: str, id_dropout: float = 0.0, **options) -> tower_parts.Candidates:
     """A trainer at its first step, without dropout, so that its loss can be computed by hand."""
     one = arm(trainer=name, dropout=0.0, id_dropout=id_dropout, options=options)
-    setting = one.setting(ws, one.recipe, one.options)
+    setting = one.setting(ws)
     trainer = getattr(tower_parts, name)(setting.model(0), setting.batches, one.recipe.training)
     trainer.options, trainer.setting = one.options, setting
     trainer._log_q = log_shares(ws.data.item_counts(ws.split.train))
@@ -398,8 +397,8 @@ def test_cold_items_are_in_no_row_and_no_history_and_have_no_id(workspace):
     everywhere = np.concatenate([cold.rows(), cold.validation()])
     for items in (cold.data.item[everywhere], cold.batches.users(np.arange(len(cold.data)))["history"].unique()):
         assert not cold.cold[items].any()
-    assert len(cold.asked())
-    assert cold.cold[cold.data.item[cold.asked()]].all()
+    assert len(cold.asked)
+    assert cold.cold[cold.data.item[cold.asked]].all()
     ends = cold.data.offsets[cold.data.user[cold.rows()] + 1]
     assert (ends - cold.rows() > 5).all()
     ids = cold.batches.all_items()["item_id"]
@@ -410,12 +409,12 @@ def test_cold_items_are_in_no_row_and_no_history_and_have_no_id(workspace):
 
 
 def test_titles_add_trigrams_without_years(workspace):
-    setting = setting_of(workspace, "Titles", width=12)
+    setting = setting_of(workspace, "Titles")
     known = setting.data.vocabularies["trigrams"].values.tolist()
     assert "#ge" in known
     assert not any("19" in trigram for trigram in known if "#" in trigram and len(trigram) > 3)
     model = setting.model(0)
-    assert model.item_tower.embedding.tables["trigrams"].weight.shape == (len(known) + 2, 12)
+    assert model.item_tower.embedding.tables["trigrams"].weight.shape == (len(known) + 2, 48)
     assert np.array_equal(setting.data.item, workspace.data.item)
 
 
@@ -436,7 +435,7 @@ def test_a_requests_time_is_what_the_clock_says(workspace):
 def test_of_several_user_vectors_the_one_with_the_higher_score_counts(workspace):
     setting, positions = setting_of(workspace, "Interests", vectors=3), workspace.split.validation[:7]
     model = setting.model(0)
-    scorer = towers.scorer_of(setting, model)
+    scorer = setting.scorer(model, setting.batches)
     with evaluation_mode(model):
         users = model.user_tower(setting.batches.users(positions))  # [B, K, D]
         logits = model.logits(users, scorer.item_vectors)
@@ -449,9 +448,8 @@ def test_of_several_user_vectors_the_one_with_the_higher_score_counts(workspace)
 
 @pytest.mark.parametrize("line", towers.LIST["arms"] + towers.LIST["cold"], ids=lambda line: line["name"])
 def test_every_arm_trains(line, small):
-    one = towers.read_arm({**line, "dim": 8, "dims": [8], "epochs": 1, "batch_size": 128})
-    one = replace(one, options={**one.options, "draw": 0}, name="not the stored one")
-    setting = one.setting(small, one.recipe, one.options)
+    one = arm(**{**line, "options": {"draw": 0, **line.get("options", {})}})
+    setting = one.setting(small)
     before = setting.model(0).item_tower.mlp[-1].weight
     assert not torch.equal(towers.train(one, setting, 0).model.item_tower.mlp[-1].weight, before)
 

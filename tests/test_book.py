@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import notebook_paths
-from test_browser import browser  # noqa: F401  a fixture
+from test_browser import browser, unfold_solution  # noqa: F401  the first is a fixture
 
 from dssm_helpers.course.book import build_book
 
@@ -65,10 +65,7 @@ def test_formulas_search_and_folded_solutions_work_from_files_without_a_network(
     page.on("request", lambda request: asked.append(request.url))
     page.goto((site / "04_training.html").as_uri())
     page.wait_for_selector("mjx-container mjx-math")
-    solution = page.locator("details", has_text="Solution").first
-    assert not solution.locator("pre").first.is_visible()
-    solution.locator("summary").click()
-    assert solution.locator("pre").first.is_visible()
+    unfold_solution(page)
     page.goto((site / "search.html").as_uri() + "?q=temperature")
     page.wait_for_selector("ul.search li a")
     assert page.locator("ul.search li").count() > 3

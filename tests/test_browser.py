@@ -125,6 +125,15 @@ def open_and_run(page, address: str, name: str) -> nbformat.NotebookNode:
     return nbformat.read(path, as_version=4)
 
 
+def unfold_solution(page):
+    """The page's first solution, which was folded."""
+    solution = page.locator("details", has_text="Solution").first
+    assert not solution.locator("pre").first.is_visible()
+    solution.locator("summary").click()
+    assert solution.locator("pre").first.is_visible()
+    return solution
+
+
 def choose(page, menu: str, command: str) -> None:
     page.click(f".lm-MenuBar-itemLabel:text-is('{menu}')")
     page.click(f".lm-Menu-item[data-command='{command}']")
@@ -159,11 +168,7 @@ def test_a_notebook_in_jupyterlab(browser, lab, number):
     )
     assert not wide, "code is cut off at 1,280 pixels"
 
-    solution = page.locator("details", has_text="Solution").first
-    assert not solution.locator("pre").first.is_visible()
-    solution.locator("summary").click()
-    assert solution.locator("pre").first.is_visible()
-    solution.scroll_into_view_if_needed()
+    unfold_solution(page).scroll_into_view_if_needed()
     page.screenshot(path=FOLDER / f"{number}-solution.png")
 
     form = page.locator(".jp-OutputArea-output .widget-interact, .jp-OutputArea-output .widget-box").first

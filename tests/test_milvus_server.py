@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_model
 from pymilvus import MilvusException
-from test_onnx_export import make_model
 
 from dssm_helpers.course.venvs import virtual_environment
 from dssm_helpers.retrieval import build_index, load_index

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_onnx_export import make_model
 
 from dssm_helpers.evaluation import TwoTowerScorer, metrics, rank_targets
 from dssm_helpers.onnx_export import open_session
@@ -28,11 +27,6 @@ from dssm_helpers.ranking import (
 from dssm_helpers.serving import Recommender, export_bundle
 
 K = 30
-
-
-@pytest.fixture(scope="module")
-def model(data):
-    return make_model(data, max_history=10)
 
 
 @pytest.fixture(scope="module")

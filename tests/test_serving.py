@@ -16,8 +16,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, notebook_definitions
-from test_onnx_export import make_model
+from conftest import ROOT, make_model, notebook_definitions
 
 from dssm_helpers import serving
 from dssm_helpers.data import REQUEST, with_request_time
@@ -28,11 +27,6 @@ from dssm_helpers.model import grown
 from dssm_helpers.serving import Recommender, export_bundle
 
 NEW_ITEM = {"item_id": 5000, "title": "A New Film (1998)", "genres": "Action|Comedy", "year": 1998}
-
-
-@pytest.fixture(scope="module")
-def model(data):
-    return make_model(data, max_history=10)
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
 from ..data import EncodedData, encode
-from ..evaluation import TwoTowerScorer, rank_targets
+from ..evaluation import TwoTowerScorer, candidate_scores, rank_targets
 from ..features import BatchBuilder
-from ..model import DSSM, grown
+from ..model import DSSM, evaluation_mode, grown
 from ..movielens import SCHEMA, MovieLens
+from ..objectives import TrainingConfig
+from ..training import Trainer
 from ..vocabulary import FIRST, UNKNOWN
 
 
@@ -75,3 +82,74 @@ class Replay:
         """Each user's share of hits among ten."""
         data = data or self.day(week + 1)
         return pd.Series(np.asarray(ranks) <= 10).groupby(data.user[self.rows(week, data)]).mean()
+
+    def requests(self, week: int, n: int) -> list[tuple[Any, list]]:
+        """User and history, as raw ids, at ``n`` of the rows to predict, drawn anew: what a server is asked."""
+        data = self.day(week + 1)
+        users, items = (data.vocabularies[name] for name in ("user_id", "item_id"))
+        rows = np.random.default_rng(0).choice(self.rows(week), n)
+        return [(users.decode(data.user[[row]])[0], items.decode(data.history(row))) for row in rows]
+
+
+def train(model: DSSM, data: EncodedData, rows: np.ndarray | None = None, **settings: Any) -> Trainer:
+    """Train on all rows, or on some; ``settings`` of the ``TrainingConfig``. Nothing is held out to choose an epoch."""
+    trainer = Trainer(model, BatchBuilder(data), TrainingConfig(**settings))
+    trainer.fit(np.arange(len(data)) if rows is None else rows, progress=False)
+    return trainer
+
+
+def alike(before: EncodedData, after: EncodedData, n: int = 20) -> np.ndarray:
+    """For each item that ``before`` did not have, the ``n`` it had whose genres agree best (common ones among those of
+    either), of equals the popular ones first: ``[new, n]``."""
+    listed, n_known = after.item_columns["genres"], before.n_items
+    genres = np.stack([(listed == genre).any(axis=1) for genre in range(FIRST, listed.max() + 1)], axis=1)
+    known, new = genres[FIRST:n_known], genres[n_known:, None]  # [I, G], [new, 1, G]
+    agreement = (new & known).sum(axis=2) / (new | known).sum(axis=2).clip(1)  # [new, I]
+    counts = before.item_counts(np.arange(len(before)))[FIRST:]
+    return FIRST + np.lexsort((np.broadcast_to(-counts, agreement.shape), -agreement))[:, :n]
+
+
+def under_load(
+    serve: Callable[[Any], Any], requests: Sequence[Any], right: Sequence[set], change: Callable[[], None]
+) -> tuple[int, int]:
+    """Answers that four clients get while ``change`` is at work: how many, and how many are not among the ``right``.
+
+    An error of a client is raised once all have stopped.
+    """
+    stop = threading.Event()
+
+    def client(seed: int) -> list[bool]:
+        order, wrong = np.random.default_rng(seed), []
+        while not stop.is_set():
+            number = int(order.integers(len(requests)))
+            wrong.append(serve(requests[number]) not in right[number])
+        return wrong
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(client, seed) for seed in range(4)]
+        try:
+            change()
+        finally:
+            stop.set()
+    wrong = np.concatenate([client.result() for client in clients])
+    return len(wrong), int(wrong.sum())
+
+
+def watched(
+    scorer: TwoTowerScorer, rows: np.ndarray, n_known: int, change: Callable[[np.ndarray], np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """What can be seen of requests without an answer, ``[B]`` each: the share of unknown ids, and the best cosine.
+
+    Args:
+        n_known: rows of the items' table when the model was trained; what came later is unknown to it.
+        change: what becomes of the histories ``[B, L]`` on their way to the server.
+    """
+    batch = scorer.batches.users(rows)
+    if change:
+        batch["history"] = torch.from_numpy(change(batch["history"].numpy()))
+    history = batch["history"]
+    with evaluation_mode(scorer.model):
+        scores = scorer.model.user_tower(batch) @ scorer.item_vectors.T  # [B, I]
+    best = candidate_scores(lambda _: scores, scorer.batches.data, rows)[:, :n_known].amax(dim=1)
+    unknown = ((history == UNKNOWN) | (history >= n_known)).sum(dim=1) / (history > 0).sum(dim=1).clamp(min=1)
+    return {"unknown ids": unknown.numpy(), "best score": best.numpy()}
