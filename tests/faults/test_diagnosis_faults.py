@@ -288,6 +288,7 @@ def small_batches() -> Run:
 def dropout_on() -> Run:
     after = sound()
     after.model.train()
+    torch.manual_seed(0)
 
     @torch.no_grad()
     def scores(positions: np.ndarray) -> Tensor:
@@ -389,6 +390,8 @@ def exported_too_early() -> Run:
     "08",
     "the exported user tower reads one item of the history",
     named="scorer_misaligned",
+    near="figure_differs",
+    at_first="silent",
     instead='08, "Sizes that are not free": a batch of another length',
 )
 def history_of_one() -> Run:
@@ -553,7 +556,7 @@ def crawlers() -> Run:
     return run(with_ratings(pd.concat([tables.ratings, rows], ignore_index=True), users))
 
 
-@fault("17", "sessions of three rows taken for users", near="only_popular", instead='17, "Short sessions"')
+@fault("17", "sessions of three rows taken for users", instead='17, "Short sessions"')
 def sessions_as_users() -> Run:
     tables = TABLES()
     ratings = tables.ratings.sort_values(["user_id", "timestamp"], ignore_index=True)
@@ -584,7 +587,7 @@ those rows say what they got *at first*, and only the others are faults that `di
 """
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "diagnosis.md"
 VERDICTS = ("named", "near", "silent", "wrong")
-HIT = 2  # the cell that differs between machines
+HIT, SAYS = 2, 3  # cells that differ a little between machines: the figure, and what is said besides the first
 
 
 def cells(fault: Fault) -> list[str]:
@@ -642,7 +645,8 @@ def test_the_sound_run_is_sound():
 def test_the_page_says_what_diagnose_says(fault: Fault):
     now, before = cells(fault), written()[fault.what]
     assert abs(float(now[HIT]) - float(before[HIT])) < noise()
-    assert [*now[:HIT], *now[HIT + 1 :]] == [*before[:HIT], *before[HIT + 1 :]]
+    now[SAYS], before[SAYS] = now[SAYS].partition(",")[0], before[SAYS].partition(",")[0]
+    assert [*now[:HIT], *now[SAYS:]] == [*before[:HIT], *before[SAYS:]]
 
 
 if __name__ == "__main__":
