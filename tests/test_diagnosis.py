@@ -265,9 +265,53 @@ def test_random_split(data: EncodedData, split: Split, healthy: Run, rng: np.ran
     assert first(healthy.diagnose(split=random)) == "split_leaks"
 
 
+@pytest.mark.parametrize(
+    ("part", "positions", "evidence"),
+    [
+        ("train", lambda split: np.repeat(split.train, 2), "1,380 of 2,760 training rows are repetitions"),
+        ("validation", lambda split: split.test, "60 positions are in validation and in test"),
+    ],
+)
+def test_rows_that_come_twice(healthy: Run, split: Split, part, positions, evidence):
+    found = healthy.diagnose(split=replace(split, **{part: positions(split)}))
+    assert first(found) == "split_leaks"
+    assert evidence in found[0].evidence
+
+
+def test_times_that_give_no_order(data: EncodedData, healthy: Run):
+    alike = replace(data, timestamp=np.zeros_like(data.timestamp))
+    by_item = replace(data, item=data.item[np.lexsort((data.item, data.user))])
+    for other, evidence in ((alike, "100% share a time"), (by_item, "100% rise in item index")):
+        found = diagnose(healthy.model, BatchBuilder(other, 10))
+        assert first(found) == "no_order"
+        assert evidence in found[0].evidence
+
+
+def test_towers_that_end_in_a_relu(healthy: Run):
+    model = copy.deepcopy(healthy.model)
+    for tower in (model.user_tower, model.item_tower):
+        tower.mlp.append(nn.ReLU())
+    assert "never_negative" in names(diagnose(model, healthy.batches, healthy.split))
+
+
 def test_item_vectors_in_another_order(healthy: Run, scorer: TwoTowerScorer):
     scorer.item_vectors = scorer.item_vectors.roll(1, dims=0)
-    assert first(healthy.diagnose(scorer=scorer)) == "scorer_misaligned"
+    found = healthy.diagnose(scorer=scorer)
+    assert first(found) == "scorer_misaligned"
+    assert "explain 100%" not in found[0].evidence
+
+
+def test_sound_item_vectors_for_misread_users(healthy: Run, scorer: TwoTowerScorer):
+    empty = EmptyHistory(healthy.data, 10)
+    found = healthy.diagnose(scorer=lambda p: healthy.model.user_tower(empty.users(p)).detach() @ scorer.item_vectors.T)
+    assert first(found) == "scorer_misaligned"
+    assert "its item vectors explain 100%" in found[0].evidence
+
+
+def test_items_that_nobody_can_get(healthy: Run, scorer: TwoTowerScorer):
+    found = healthy.diagnose(scorer=lambda p: scorer(p).index_fill(1, torch.arange(10, 20), -torch.inf))
+    assert first(found) == "scorer_misaligned"
+    assert "110 of 120 items have scores; these correlate +1.00" in found[0].evidence
 
 
 @pytest.mark.parametrize(
@@ -276,6 +320,7 @@ def test_item_vectors_in_another_order(healthy: Run, scorer: TwoTowerScorer):
         ({"labels": np.ones(500)}, "labels_all_alike"),
         ({"labels": torch.zeros(500)}, "labels_all_alike"),
         ({"history": pd.DataFrame({"loss": [4.0, 3, 2, 1], "hit@10": [0.2, 0.4, 0.2, 0.1]})}, "overfitted"),
+        ({"history": pd.DataFrame({"loss": [4.0, 3], "hit@10": [0.8, 0.9]})}, "figure_differs"),
         ({"initial_loss": 9.0}, "initial_loss_off"),
     ],
 )

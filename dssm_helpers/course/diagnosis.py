@@ -14,6 +14,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -175,14 +176,21 @@ def _data(data: EncodedData, split: Split, labels: np.ndarray | Tensor | None) -
     shown = ", ".join(f"{name} ({rows.mean():.2%})" for name, rows in clash.items() if rows.any())
     if shown:
         yield "padding_is_a_real_id", f"index {PADDING} means padding and is also used by: {shown}"
-    together = np.concatenate([split.train, split.validation, split.test])
-    shared = len(together) - len(np.unique(together))
+    one_user = data.user[1:] == data.user[:-1]  # of two neighbouring rows
+    compared = data.timestamp[1:] == data.timestamp[:-1], data.item[1:] > data.item[:-1]
+    same_time, rising = (rows[one_user].mean() for rows in compared)
+    if max(same_time, rising) > 0.9:
+        yield "no_order", f"a user's neighbouring rows: {same_time:.0%} share a time, {rising:.0%} rise in item index"
+    again = len(split.train) - len(np.unique(split.train))
+    shown = [f"{again:,} of {len(split.train):,} training rows are repetitions"] if again else []
+    for (one, rows), (other, others) in combinations(vars(split).items(), 2):
+        shown += [f"{n:,} positions are in {one} and in {other}"] if (n := len(np.intersect1d(rows, others))) else []
     held_out = np.full(data.n_users, np.iinfo(np.int64).max)
     np.minimum.at(held_out, data.user[split.validation], data.timestamp[split.validation])
     later = (data.timestamp[split.train] > held_out[data.user[split.train]]).mean()
-    if shared or later:
-        after = f"{later:.1%} of the training rows are later than their user's validation row"
-        yield "split_leaks", f"{shared:,} positions are in two parts of the split; {after}"
+    shown += [f"{later:.1%} of the training rows are later than their user's validation row"] if later else []
+    if shown:
+        yield "split_leaks", "; ".join(shown)
 
 
 def _rows(batches: BatchBuilder, train: np.ndarray) -> Measured:
@@ -254,10 +262,16 @@ def _reversed(batch: Batch) -> Batch:
 
 def _vectors(model: DSSM, vectors: dict[str, Tensor], given_scores: Tensor | None) -> Measured:
     if given_scores is not None:
-        both = [_exact(scores).flatten() for scores in (model.logits(*vectors.values()), given_scores[:, FIRST:])]
-        agreement = float(torch.corrcoef(torch.stack(both))[0, 1])
-        if agreement < 0.9:
-            yield "scorer_misaligned", f"scores correlate {agreement:+.2f} with the model's own, expected about 1"
+        own, given = (_exact(scores) for scores in (model.logits(*vectors.values()), given_scores[:, FIRST:]))
+        scored = given.isfinite()
+        agreement = float(torch.stack([own[scored], given[scored]]).corrcoef()[0, 1])
+        if not (agreement >= 0.9 and scored.any(dim=0).all()):
+            # Users · items: scores made of the model's item vectors lie in the space these span, whatever the users.
+            rows, items = given.where(scored, 0), _exact(vectors["item"])
+            rows, space = rows - rows.mean(dim=1, keepdim=True), torch.linalg.qr(items - items.mean(dim=0)).Q
+            explained = float((rows @ space).square().sum() / rows.square().sum())
+            shown = f"{scored.any(dim=0).sum()} of {len(own.T)} items have scores; these correlate {agreement:+.2f}"
+            yield "scorer_misaligned", f"{shown} with the model's own; its item vectors explain {explained:.0%} of them"
     shown = []
     for side, rows in vectors.items():
         low, high = np.quantile(_exact(rows.norm(dim=1)).numpy(), [0.01, 0.99])
@@ -352,6 +366,8 @@ def _towers(model: DSSM, vectors: dict[str, Tensor], gradients: dict[str, float]
         shown = [f"two {side} vectors have a cosine of {c:.3f} on average" for side, c in cosines.items() if c > 0.9]
         if shown:
             yield "collapsed_vectors", "; ".join(shown)
+    if not dead and (lowest := min(float(rows.min()) for rows in vectors.values())) >= 0:
+        yield "never_negative", f"the smallest number in any vector is {lowest:g}"
 
 
 def _losses(losses: pd.Series, initial_loss: float | None, chance: float | None) -> Measured:
@@ -411,6 +427,11 @@ def _outcome(
         if best - last > 2 * math.sqrt(best * (1 - best) / len(split.validation)):
             name = "overfitted"
     yield name, shown
+    if "hit@10" in curve:  # the model is that of the best epoch or of the last
+        told = min(curve["hit@10"].max(), curve["hit@10"].iloc[-1], key=lambda figure: abs(figure - hits.mean()))
+        left = 1 - len(hits) / len(split.validation)  # of nothing, the two are one figure
+        if abs(told - hits.mean()) > 3 * math.sqrt(left * told * (1 - told) / len(hits)) + 0.02:
+            yield "figure_differs", f"validation Hit@10 {hits.mean():.3f}; the learning curve says {told:.3f}"
     chance = 10 / (data.n_items - FIRST - len(seen_before(data, validation)[0]) / len(hits))
     shown = f"validation Hit@10 {hits.mean():.3f}, popularity {popular.mean():.3f}, chance {chance:.3f}"
     name = "recall"
