@@ -7,7 +7,6 @@ import re
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from ..files import write_atomically
 from .runner import ROOT
@@ -26,18 +25,16 @@ HEAD = """\
 
 
 def pin(name: str) -> str:
-    """The line ``name==version`` of requirements.txt."""
     return re.search(rf"^{name}==.+", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M)[0]
 
 
 def lock() -> None:
     """Resolve for all systems at once, from PyPI alone, whatever index this machine is set to."""
     python = virtual_environment(ROOT / "artifacts" / "uv", ["uv==0.13.9"])
-    options = "--no-config --no-header --universal --python-version 3.11 --generate-hashes --system-certs"
-    index = "--default-index https://pypi.org/simple requirements.txt"
-    command = [python, "-m", "uv", "--quiet", "pip", "compile", *options.split(), *index.split()]
-    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
-    text = re.sub(r"^(torch|triton|(cuda|nvidia)-[\w.-]+)==.*\n( .*\n)*", "", text, flags=re.M)
+    options = "--no-config --no-header --universal --python-version 3.11 --generate-hashes --system-certs --quiet"
+    command = [python, "-m", "uv", "pip", "compile", *options.split(), "--default-index", "https://pypi.org/simple"]
+    done = subprocess.run([*command, "requirements.txt"], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    text = re.sub(r"^(torch|triton|(cuda|nvidia)-[\w.-]+)==.*\n( .*\n)*", "", done.stdout, flags=re.M)
     with write_atomically(LOCK) as temporary:
         temporary.write_text(HEAD.format(torch=pin("torch")) + text, encoding="utf-8")
 
@@ -54,18 +51,14 @@ def audit() -> int:
     return report(json.loads(done.stdout or "{}").get("dependencies", []))
 
 
-def report(packages: list[dict[str, Any]]) -> int:
-    """Print what pip-audit found: 0 nothing is known, 1 something is, 2 not every package was answered.
-
-    Where the service knows none of the packages, pip-audit itself ends well and says "No known vulnerabilities found".
-    """
+def report(packages: list[dict]) -> int:
+    """Print what is known: 0 nothing, 1 something, 2 where not all were answered, which pip-audit takes for good."""
     answered = [package for package in packages if "vulns" in package]
-    found = [package for package in answered if package["vulns"]]
-    for package in found:
+    for package in (found := [package for package in answered if package["vulns"]]):
         print(f"{package['name']} {package['version']}: {', '.join(v['id'] for v in package['vulns'])}")
     if not packages or len(answered) < len(packages):
-        print(f"Not run: the advisories answered for {len(answered)} of {len(packages)} packages, and of the others")
-        print("nothing is known. Try again where pypi.org itself can be reached and not a mirror of it.")
+        got = f"the advisories answered for {len(answered)} of {len(packages)} packages"
+        print(f"Not run: {got}. Try again where pypi.org itself can be reached and not a mirror of it.")
         return 2
     print(f"{len(packages)} packages, {len(found)} of them with known vulnerabilities")
     return 1 if found else 0
