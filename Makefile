@@ -19,7 +19,7 @@ ANNOY_COMPILER_ARGS ?= -O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUIL
 export ANNOY_COMPILER_ARGS
 
 .PHONY: help run test lab notebooks solved nbgrader book wheel check-machine offline-kit publish colab-check \
-	release-check bench lint clean
+	release-check bench lint licences audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +38,8 @@ help:
 	@echo 'make publish REPO=owner/name   write the address of the published course everywhere (REPO= takes it out)'
 	@echo 'make release-check   what takes too long for every day: each notebook alone as on Colab, the offline kit'
 	@echo 'make bench      every benchmark, some against peers: a night on two cores; tables in benchmarks/RESULTS.md'
+	@echo 'make licences   docs/licences.md anew'
+	@echo 'make audit      known vulnerabilities of what requirements.lock holds, where the advisories can be reached'
 	@echo 'make lint       ruff over code and notebooks'
 	@echo 'make clean      remove .venv, artifacts and dist (data/ stays; remove it by hand)'
 
@@ -70,14 +72,18 @@ test: $(READY) solved
 	OMP_NUM_THREADS=1 DSSM_SEEDS=$${DSSM_SEEDS:-1} DSSM_STRICT=1 $(PY) -m pytest -n 2 --dist loadscope \
 	  --no-loadscope-reorder --durations=10 --nbmake --nbmake-timeout=900 tests notebooks artifacts/solved
 
+# JupyterLab asks its makers for news and for a newer version unless told not to.
 lab: $(READY)
-	@$(PY) -m jupyter lab notebooks/00_overview.ipynb --LabApp.news_url=None $(FLAGS)
+	@$(PY) -m jupyter lab notebooks/00_overview.ipynb --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(FLAGS)
 
 notebooks: $(READY)
 	@$(PY) -m dssm_helpers.course notebooks
 
-solved nbgrader book wheel check-machine offline-kit: $(READY)
+solved nbgrader book wheel check-machine offline-kit audit: $(READY)
 	@$(PY) -m dssm_helpers.course $@
+
+licences: $(READY)
+	@$(PY) tests/licences.py
 
 publish: $(READY)
 	@$(PY) -m dssm_helpers.course publish $(REPO)

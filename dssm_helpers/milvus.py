@@ -14,9 +14,10 @@ class MilvusIndex(Index):
     """A vector database. Without ``uri`` a private Milvus Lite, of which :meth:`save` keeps the vectors.
 
     With ``uri`` (a server's ``"http://host:19530"``, or a file of your own) the vectors live there, others see an
-    upsert at once, and :meth:`save` writes neither them nor where they are. Building into a collection that exists
-    upserts into it: nothing is ever deleted, and a collection of something else is refused. No answer, or a wrong
-    token, is a ConnectionError; a server that goes away later, pymilvus' own, and the client finds it again.
+    upsert at once, and :meth:`save` writes neither them nor where they are. The ``token``, ``"user:password"`` or an
+    API key, stays with the client alone. Building into a collection that exists upserts into it: nothing is ever
+    deleted, and a collection of something else is refused. No answer, or a wrong token, is a ConnectionError; a server
+    that goes away later, pymilvus' own, and the client finds it again.
 
     Tried with Milvus Lite 3.2 and with a server, Milvus 2.3.5 (``tests/test_milvus_server.py``).
     """
@@ -32,12 +33,15 @@ class MilvusIndex(Index):
         """Whether our collection is there; one of something else is refused."""
         self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
         uri, self._name = self.options["uri"] or f"{self._folder.name}/milvus.db", self.options["collection"]
+        token = self.options.pop("token")
+        if "@" in uri and not uri.endswith(".db"):  # messages name the uri
+            raise ValueError("this uri holds a user and a password; pass them apart, token='user:password'")
         if "://" not in uri:
             library("milvus_lite")
         seldom = {"grpc.keepalive_time_ms": 300_000}  # a server takes frequent pings for an attack, and logs it
         pymilvus = library("pymilvus")
         try:
-            self._client = pymilvus.MilvusClient(uri, token=self.options["token"], grpc_options=seldom)
+            self._client = pymilvus.MilvusClient(uri, token=token, grpc_options=seldom)
             known = self._client.has_collection(self._name)  # clients share a connection, which may be gone
         except pymilvus.MilvusException as error:  # whose words are the same for no server and a wrong token
             details = getattr(error.__cause__, "details", lambda: "no details")()

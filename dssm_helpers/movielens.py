@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -116,7 +117,8 @@ def load_movielens(
                 raise ValueError("the tables differ from the published ones; left untouched")
             return tables
         except (OSError, ValueError, ArithmeticError, subprocess.SubprocessError) as error:  # requests, pandas and pip
-            failures.append(f"  - {source}: {(str(error).strip() or repr(error)).splitlines()[-1][:300]}\n")
+            reason = (str(error).strip() or repr(error)).splitlines()[-1]
+            failures.append(f"  - {source}: {re.sub('//.*@', '//…@', reason)[:300]}\n")  # without a password
     raise DataUnavailable(
         f"could not get {name}. Tried:\n{''.join(failures)}"
         f"What you can do: download {name}.zip from https://grouplens.org/datasets/movielens/ in a browser and put it, "
@@ -183,6 +185,9 @@ def _fetch(path: Path, url: str, progress: bool) -> None:
                         bar.update(file.write(part))
                         if file.tell() > LARGEST or time.monotonic() > until:
                             raise ValueError(f"more than {LARGEST:,} bytes or {PATIENCE} seconds: no file of ours")
+        except requests.exceptions.InvalidURL:  # whose message may hold a part of a password
+            encode = "in its password write # / ? @ and backslash as %23 %2F %3F %40 %5C"
+            failures.append(f"an address that is none, probably that of the proxy: {encode}")
         except Exception as failure:
             failures.append(failure)
 

@@ -105,6 +105,7 @@ def open_session(source: str | Path | bytes) -> Any:
     """An onnxruntime session of a file, a path or its bytes, on one thread."""
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # which its builds for Windows send
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # best for single requests; a server runs several calls side by side
     options.log_severity_level = 3

@@ -6,6 +6,7 @@ only NumPy, onnxruntime and the index library.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -25,7 +26,7 @@ from .onnx_export import OnnxTower, export_onnx, open_session
 from .pairs import NEWEST, RETRIEVED, PairTables
 from .retrieval import build_index, load_index
 from .schema import Column, Schema
-from .vocabulary import FIRST, UNKNOWN, load_vocabularies, save_vocabularies
+from .vocabulary import FIRST, PADDING, UNKNOWN, Vocabulary, load_vocabularies, save_vocabularies
 
 if TYPE_CHECKING:
     from .data import EncodedData
@@ -63,6 +64,7 @@ def export_bundle(
     *,
     second: tuple[Ranker, PairTables] | None = None,
     backend: str = "exact",
+    users: bool = True,
     **index_options: Any,
 ) -> Path:
     """Write everything a server needs into one folder, complete or not at all (notebook 09, "The bundle").
@@ -73,6 +75,11 @@ def export_bundle(
     The interactions at the positions ``train`` count towards popularity. ``backend`` and ``index_options`` are those of
     ``build_index``; ``"milvus"`` with ``uri=`` and ``token=`` fills a collection there. ``second`` is an optional
     second stage, a ranker and the tables of its features: with it a recommender ranks anew what it has retrieved.
+
+    Of persons the bundle holds their ids, their columns and, in the user tower, a row for each of them: no ratings and
+    no histories. With ``users=False`` it holds none of these, and everybody is answered from history and given columns.
+    What remains are counts and vectors over all users, and the values that their columns have (one may be of a single
+    person; a zip code is kept to its first three digits).
     """
     history = next((f for f in model.user_tower.embedding.features if f.name == "history"), None)
     if history is None:
@@ -83,6 +90,7 @@ def export_bundle(
         "schema": replace(data.schema, columns=tuple(c for c in data.schema.columns if c.name in seen)).to_json(),
         "max_history": history.max_length,
     }
+    model, data = (model, data) if users else _without_users(model, data)
     with write_folder(path, "bundle", fields) as folder:
         for part in ("user", "item"):
             export_onnx(model, folder / f"{part}_tower.onnx", part, data.vocabularies)
@@ -108,6 +116,23 @@ def export_bundle(
         index.save(folder / "index")
         index.close()
     return Path(path)
+
+
+def _without_users(model: DSSM, data: EncodedData) -> tuple[DSSM, EncodedData]:
+    """Copies that know no user: in place of all ids the id of nobody, whose rows are those of "unknown"."""
+    rows = [PADDING, UNKNOWN, UNKNOWN]
+    nobody = Vocabulary("user_id", [""] if data.vocabularies["user_id"].is_text else [-(2**63)])
+    model = copy.deepcopy(model)
+    embedding = model.user_tower.embedding
+    if "user_id" in embedding.tables:
+        table = embedding.tables["user_id"]
+        table.weight = type(table.weight)(table.weight.data[rows])
+        table.num_embeddings = len(nobody)
+    features = (replace(f, vocab_size=len(nobody)) if f.name == "user_id" else f for f in embedding.features)
+    embedding.features = tuple(features)
+    columns = {name: column[rows] for name, column in data.user_columns.items()}
+    vocabularies = {**data.vocabularies, "user_id": nobody}
+    return model, replace(data, vocabularies=vocabularies, user_columns=columns)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from dssm_helpers.features import BatchBuilder
 from dssm_helpers.files import file_digest, read_manifest
 from dssm_helpers.model import grown
 from dssm_helpers.serving import Recommender, export_bundle
+from dssm_helpers.vocabulary import FIRST, Vocabulary
 
 NEW_ITEM = {"item_id": 5000, "title": "A New Film (1998)", "genres": "Action|Comedy", "year": 1998}
 
@@ -273,6 +274,16 @@ def test_a_new_movie_has_the_vector_of_an_unknown_id_is_found_at_once_and_can_be
     assert recommender.encode(history=["Renamed (1990)"]).seen == {5000}
     with pytest.raises(ValueError, match="no item is called"):
         recommender.encode(history=["A New Film (1998)"])
+
+
+def test_without_users_an_id_of_text_is_unknown_too(model, data, split, tmp_path):
+    names = Vocabulary("user_id", [f"u{number}" for number in range(data.n_users - FIRST)])
+    named = replace(data, vocabularies={**data.vocabularies, "user_id": names})
+    recommender = Recommender.load(export_bundle(tmp_path / "bundle", model, named, split.train, users=False))
+    answer = recommender.recommend("u3", [2, 3], k=5)
+    assert (answer.basis, answer.ignored) == ("history", ("user_id 'u3'",))
+    assert answer.item_ids == recommender.recommend(None, [2, 3], k=5).item_ids
+    assert recommender.recommend("").ignored == ()
 
 
 def test_unknown_genres_and_years_count_as_unknown(recommender):

@@ -110,9 +110,23 @@ def publish(options: Options) -> None:
     print(f"{len(publish(ROOT, options.repo))} files changed: address {options.repo or 'none'}")
 
 
+def lock(_: Options) -> None:
+    """requirements.lock anew: all packages, with the hashes of their files"""
+    from .supply import lock
+
+    lock()
+
+
+def audit(_: Options) -> int:
+    """known vulnerabilities of what requirements.lock holds"""
+    from .supply import audit
+
+    return audit()
+
+
 COMMANDS: tuple[Callable[[Options], int | None], ...] = (
     run, notebooks, readme, solved, nbgrader, own, wheel, offline_kit, book, check_machine, environment, progress,
-    publish,
+    publish, lock, audit,
 )  # fmt: skip
 
 

@@ -22,6 +22,10 @@ damage that leaves its form intact is not noticed; in a trained model's folder a
 file can crash Annoy: take a stranger's bundle with an exact or a Faiss index. Locks are those of the file system, and
 some network file systems have none. Digests find damage, not a stranger who wrote others: take bundles from people you
 trust.
+
+What a bundle says of people. It holds no ratings and no histories, but the ids of all users, their columns and a vector
+of weights for each. `export_bundle(..., users=False)` leaves these out; counts, item vectors and the tables of a second
+stage are sums over all users, and a value of a column, such as a postal area, may be that of a single person.
 """
 TITLES = {
     "kill": "Interrupted at any moment", "kill_runs": "A run of the notebooks, interrupted",

