@@ -41,7 +41,7 @@ def test_the_lock_is_closed():
         for line in metadata.requires(name) or []:
             need = Requirement(line)
             if need.marker is None or need.marker.evaluate({"extra": ""}):
-                assert re.sub("[-_.]+", "-", need.name).lower() in names, f"{name} needs {line}: python -m dssm_helpers.course lock"
+                assert re.sub("[-_.]+", "-", need.name).lower() in names, f"{name} needs {line}: lock again"
 
 
 def test_every_package_has_a_licence_that_fits():
