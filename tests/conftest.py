@@ -6,6 +6,7 @@ import ast
 import os
 import re
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -18,9 +19,11 @@ import workers
 
 from dssm_helpers.course.workspace import Workspace
 from dssm_helpers.data import EncodedData, Split, encode, split_by_time
-from dssm_helpers.features import BatchBuilder
+from dssm_helpers.features import BatchBuilder, default_features
+from dssm_helpers.model import DSSM
 from dssm_helpers.movielens import SCHEMA, MovieLens, synthetic
 from dssm_helpers.recipes import RECIPES
+from dssm_helpers.settings import strict
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -28,6 +31,18 @@ NOTEBOOKS = ROOT / "notebooks"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(workers)  # as a plugin it sees the notebooks too, which lie outside of this folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """A test whose optional part is not installed is skipped and says what to install; with DSSM_STRICT=1 it fails."""
+    report = yield
+    error = call.excinfo and call.excinfo.value
+    package = error.name.partition(".")[0] if isinstance(error, ImportError) and error.name else "dssm_helpers"
+    if package != "dssm_helpers" and PathFinder.find_spec(package) is None and not strict():
+        said = str(error) if "pip install" in str(error) else f"pip install {package}"
+        report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1] + 1, f"Skipped: {said}")
+    return report
 
 
 def notebook_paths() -> list[Path]:
@@ -48,6 +63,17 @@ def notebook_definitions(number: str, *names: str) -> dict[str, object]:
             exec(compile(ast.Module([node], []), str(path), "exec"), namespace)
     assert set(names) <= set(namespace), f"notebook {number} no longer defines them all: {names}"
     return namespace
+
+
+def make_model(data: EncodedData, pooling: tuple[str, ...] = ("mean", "recency:3"), **options: object) -> DSSM:
+    torch.manual_seed(0)
+    user, item = default_features(data, dim=16, side_dim=8, pooling=pooling, **options)
+    params = {"dims": (32, 16), "dropout": 0.5}
+    model = DSSM(user, item, params, params)
+    with torch.no_grad():  # far from the small values it starts with, so that differences would show
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return model.eval()
 
 
 def encoded(tables: MovieLens) -> EncodedData:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_onnx_export import make_model
+from conftest import make_model
 
 from dssm_helpers.evaluation import TwoTowerScorer, rank_targets, top_k
 from dssm_helpers.folding import fold

@@ -9,27 +9,16 @@ from contextlib import nullcontext
 from itertools import product
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, notebook_definitions
+from conftest import ROOT, make_model, notebook_definitions
 
-from dssm_helpers.features import default_features
-from dssm_helpers.model import DSSM, evaluation_mode
+from dssm_helpers.model import evaluation_mode
 from dssm_helpers.onnx_export import PARTS, OnnxTower, compress_onnx, export_onnx
 from dssm_helpers.vocabulary import Vocabulary
 
-
-def make_model(data, pooling=("mean", "recency:3"), **options):
-    torch.manual_seed(0)
-    user, item = default_features(data, dim=16, side_dim=8, pooling=pooling, **options)
-    params = {"dims": (32, 16), "dropout": 0.5}
-    model = DSSM(user, item, params, params)
-    with torch.no_grad():  # far from the small values it starts with, so that differences would show
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.3)
-    return model.eval()
+onnx = pytest.importorskip("onnx", reason="pip install onnx onnxscript onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
 
 
 @pytest.fixture(scope="module")

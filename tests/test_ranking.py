@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_onnx_export import make_model
+from conftest import ROOT, make_model
 
 from dssm_helpers.evaluation import TwoTowerScorer, metrics, rank_targets
 from dssm_helpers.onnx_export import open_session

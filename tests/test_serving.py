@@ -16,8 +16,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, notebook_definitions
-from test_onnx_export import make_model
+from conftest import ROOT, make_model, notebook_definitions
 
 from dssm_helpers import serving
 from dssm_helpers.data import REQUEST, with_request_time
