@@ -82,11 +82,11 @@ def matrix(chosen: Sequence[str] = ()) -> int:
 def attempt(name: str, step: str, interpreter: str, packages: list[str]) -> tuple[bool, str]:
     """Run one step in the entry's environment, shown as it goes on and kept in a log: did it pass, and what it said."""
     settings = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "DSSM_STRICT")}
-    settings |= {"DSSM_SEEDS": "1", "DSSM_ARTIFACTS_DIR": str(KEPT / f"{name}-artifacts")}
+    settings |= {"DSSM_SEEDS": "1", "DSSM_ARTIFACTS_DIR": str(KEPT / f"{name}-artifacts"), "PYTHONIOENCODING": "utf-8"}
     if step == "notebooks":
         settings["DSSM_DATASET"] = "synthetic"
-    elif not name.endswith("core"):  # a missing part is then a failure, and no test that is skipped
-        settings["DSSM_STRICT"] = "1"
+    elif not name.endswith("core"):
+        settings["DSSM_STRICT"] = "1"  # a missing part is then a failure, and no test that is skipped
     course = ["--no-deps", "--editable", str(ROOT)]
     try:
         python = virtual_environment(KEPT / name, packages, course, interpreter=interpreter)
@@ -100,9 +100,8 @@ def attempt(name: str, step: str, interpreter: str, packages: list[str]) -> tupl
         for line in process.stdout:
             print(line, end="", flush=True)
             log.write(line)
-    return process.wait() == 0, re.sub(
-        r" in [\d.]+s.*", "", line.strip("= \n")
-    )  # "== 980 passed in 300.12s (0:05:00) =="
+    outcome = re.sub(r" in [\d.]+s.*", "", line.strip("= \n"))  # of "== 980 passed, 2 skipped in 300.12s ==="
+    return process.wait() == 0, outcome
 
 
 def render(text: str, record: dict[str, dict]) -> str:
