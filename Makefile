@@ -19,7 +19,7 @@ ANNOY_COMPILER_ARGS ?= -O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUIL
 export ANNOY_COMPILER_ARGS
 
 .PHONY: help run test lab notebooks solved nbgrader book wheel check-machine offline-kit publish colab-check \
-	release-check bench lint licences audit clean
+	release-check matrix bench lint licences audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +37,8 @@ help:
 	@echo 'make offline-kit     wheels, notebooks and data to install without a network, in artifacts/offline-kit/'
 	@echo 'make publish REPO=owner/name   write the address of the published course everywhere (REPO= takes it out)'
 	@echo 'make release-check   what takes too long for every day: each notebook alone as on Colab, the offline kit'
+	@echo 'make matrix     tests and notebooks with every Python found, the lowest versions, without the optional parts'
+	@echo '                (INTERPRETERS="/a/python /b/python" ENTRIES="3.11-lowest" to choose); outcomes in docs/versions.md'
 	@echo 'make bench      every benchmark, some against peers: a night on two cores; tables in benchmarks/RESULTS.md'
 	@echo 'make licences   docs/licences.md anew'
 	@echo 'make audit      known vulnerabilities of what requirements.lock holds, where the advisories can be reached'
@@ -94,6 +96,10 @@ release-check: $(READY)
 
 colab-check: $(READY)
 	DSSM_COLAB_ALONE=1 $(PY) -m pytest -m colab tests
+
+# Hours, and up to 6 GB an entry, kept in artifacts/matrix/; an interrupted run goes on.
+matrix: $(READY)
+	@$(PY) -m dssm_helpers.course matrix $(ENTRIES)
 
 # What is done is kept in artifacts/benchmarks/ and artifacts/<dataset>/variants/: an interrupted run goes on from there;
 # remove them to measure anew.

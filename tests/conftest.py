@@ -6,6 +6,7 @@ import ast
 import os
 import re
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -22,6 +23,7 @@ from dssm_helpers.features import BatchBuilder, default_features
 from dssm_helpers.model import DSSM
 from dssm_helpers.movielens import SCHEMA, MovieLens, synthetic
 from dssm_helpers.recipes import RECIPES
+from dssm_helpers.settings import strict
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -29,6 +31,18 @@ NOTEBOOKS = ROOT / "notebooks"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(workers)  # as a plugin it sees the notebooks too, which lie outside of this folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    """A test whose optional part is not installed is skipped and says what to install; with DSSM_STRICT=1 it fails."""
+    report = yield
+    error = call.excinfo and call.excinfo.value
+    package = error.name.partition(".")[0] if isinstance(error, ImportError) and error.name else "dssm_helpers"
+    if package != "dssm_helpers" and PathFinder.find_spec(package) is None and not strict():
+        said = str(error) if "pip install" in str(error) else f"pip install {package}"
+        report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1] + 1, f"Skipped: {said}")
+    return report
 
 
 def notebook_paths() -> list[Path]:

@@ -6,10 +6,11 @@ import json
 import tomllib
 
 import pytest
-import yaml
 from conftest import ROOT
 
 from dssm_helpers.course import commands
+
+yaml = pytest.importorskip("yaml", reason="pip install pyyaml")
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

@@ -32,6 +32,7 @@ def without(monkeypatch, *names):
 
 
 def test_missing_names_what_the_extra_lacks_and_nothing_else(monkeypatch):
+    pytest.importorskip("faiss", reason="pip install -r requirements.txt")
     assert extras.missing("retrieval", "onnx") == []
     without(monkeypatch, "faiss-cpu", "onnx")
     assert [name.partition(">")[0] for name in extras.missing("retrieval")] == ["faiss-cpu"]
@@ -42,13 +43,17 @@ def test_missing_names_what_the_extra_lacks_and_nothing_else(monkeypatch):
 def test_every_package_counts_under_its_normal_name():
     assert extras._name("Faiss_CPU>=1.8") == "faiss-cpu"
     assert all(installed(extras._name(found.name)) for found in importlib.metadata.distributions())
+    pytest.importorskip("annoy", reason="pip install annoy")
     assert installed("annoy"), "under whichever of its two names it came"
 
 
-def test_in_a_clone_nothing_is_installed(monkeypatch):
-    without(monkeypatch, "faiss-cpu")
+def test_in_a_clone_nothing_is_installed_and_what_is_missing_is_named(monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
-    extras.needs("retrieval")
+    monkeypatch.setattr(extras, "installed", lambda name: None if name in ("faiss-cpu", "onnx") else "1")
+    extras.needs("retrieval", "onnx")
+    assert capsys.readouterr().out.endswith("cannot run: pip install faiss-cpu onnx\n")
+    extras.needs("drawing")
+    assert not capsys.readouterr().out
 
 
 def test_a_failed_installation_is_said_and_in_ci_it_fails(wheel_install, monkeypatch, capsys):

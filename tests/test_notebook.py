@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from importlib.util import find_spec
 
 import pytest
 from matplotlib.figure import Figure
@@ -49,12 +50,18 @@ def test_a_stored_result_is_read_or_the_command_that_makes_it_named(capsys):
     assert "python benchmarks/it.py" in capsys.readouterr().out
 
 
+FORMS = find_spec("ipywidgets") is not None
 LAB = {"JPY_SESSION_NAME": "lab"}
 
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
-    [({}, False), (LAB, True), ({**LAB, "DSSM_WIDGETS": "0"}, False), ({"DSSM_WIDGETS": "1"}, True)],
+    [
+        ({}, False),
+        (LAB, FORMS),
+        ({**LAB, "DSSM_WIDGETS": "0"}, False),
+        ({"DSSM_WIDGETS": "1"}, True),
+    ],
 )
 def test_a_form_appears_only_where_somebody_can_click(monkeypatch, environment, expected):
     monkeypatch.setattr("os.environ", environment)

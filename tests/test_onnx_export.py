@@ -9,8 +9,6 @@ from contextlib import nullcontext
 from itertools import product
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, make_model, notebook_definitions
@@ -18,6 +16,9 @@ from conftest import ROOT, make_model, notebook_definitions
 from dssm_helpers.model import evaluation_mode
 from dssm_helpers.onnx_export import PARTS, OnnxTower, compress_onnx, export_onnx
 from dssm_helpers.vocabulary import Vocabulary
+
+onnx = pytest.importorskip("onnx", reason="pip install onnx onnxscript onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
 
 
 @pytest.fixture(scope="module")

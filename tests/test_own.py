@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from dssm_helpers.recipes import Recipe
 from dssm_helpers.schema import Schema
 from dssm_helpers.serving import Recommender
 from dssm_helpers.training import Trainer
+
+served = pytest.mark.skipif(find_spec("onnxruntime") is None, reason="pip install onnx onnxscript onnxruntime")
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +44,9 @@ def run(log: pd.DataFrame, *options: str, columns: str = "--user who --item what
     return main(["own", "--interactions", "log.csv", "--out", "out", *columns.split(), *options])
 
 
+@served
 def test_from_files_to_a_request_and_a_second_run_that_trains_nothing(log, tables, capsys, monkeypatch):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason="pip install pyarrow")
     log[700:].to_csv("b.csv", index=False)
     log[:700].assign(who=log["who"].astype(float)).to_parquet("a.parquet")
     tables.users.rename(columns={"user_id": "who"}).assign(zip=None).to_csv("users.csv", index=False)
@@ -68,6 +72,7 @@ def test_from_files_to_a_request_and_a_second_run_that_trains_nothing(log, table
     assert Path("out/results.json").read_text() == results
 
 
+@served
 def test_nothing_is_mended_unless_it_was_asked_for(log, capsys):
     dirty = pd.concat([log, log[:3], log[5:7].assign(when=log["when"].max() + 9)])
     assert run(dirty) == 2
@@ -80,6 +85,7 @@ def test_nothing_is_mended_unless_it_was_asked_for(log, capsys):
     assert "mended duplicates: 1,505 rows before, 1,502 after" in capsys.readouterr().out
 
 
+@served
 def test_people_who_come_back_get_what_they_had(log, capsys):
     log = log.assign(what=log["what"] % 30).drop_duplicates(["who", "when"])
     assert run(log, "--repeats") == 0
@@ -103,6 +109,7 @@ def test_the_schema_says_whether_what_was_had_stays_a_candidate(log):
     assert interaction_matrix(data, test).max() == interaction_matrix(data, np.arange(len(data))).max() == 1
 
 
+@served
 def test_without_a_time_the_file_is_the_order(log, capsys):
     assert run(log.drop(columns="when"), columns="--user who --item what") == 0
     assert "a lower line of the file counts as later" in capsys.readouterr().out
@@ -145,6 +152,7 @@ def test_foreign_files_are_left_alone(log, name, capsys):
     assert run(log, "--out", "file") == 2
 
 
+@served
 def test_a_large_catalogue_goes_without_item_knn(log, capsys, monkeypatch):
     monkeypatch.setattr(own, "MOST_ITEMS", 10)
     assert run(log, "--epochs", "1") == 0
@@ -152,6 +160,13 @@ def test_a_large_catalogue_goes_without_item_knn(log, capsys, monkeypatch):
     assert "item-kNN is left out" in said
     assert "over popularity" in said
     assert "--seeds 3" in said
+
+
+def test_what_a_bundle_needs_is_asked_for_before_the_training(log, capsys, monkeypatch):
+    monkeypatch.setattr(own, "find_spec", lambda name: None)
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("it trained"))
+    assert run(log) == 2
+    assert "a bundle needs onnx, onnxscript, onnxruntime: pip install onnx" in capsys.readouterr().err
 
 
 def test_the_help_names_the_options(capsys):

@@ -137,7 +137,7 @@ def test_refusals(clean, tmp_path):
 
 
 def test_files_of_every_kind_are_read_the_same(clean, tmp_path, monkeypatch):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason="pip install pyarrow")
     clean[:100].to_csv(tmp_path / "a.csv", sep=";", index=False, encoding="utf-8-sig")
     clean[100:200].to_csv(tmp_path / "b.tsv", sep="\t", index=False)
     with gzip.open(tmp_path / "c.csv.gz", "wt") as file:

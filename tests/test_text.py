@@ -129,13 +129,13 @@ def test_docstrings_are_read_without_importing():
     functions = "  def f(self, x):\n    'Does two.'\n  def _g(self):\n    'No.'"
     tree = ast.parse(f"class A:\n  'Makes one.\\n\\nMore.'\n{functions}")
     assert sorted(described(tree, "m")) == [("Does two.", "m.A.f", "(x)"), ("Makes one.", "m.A", "")]
-    pairs, documents = docstrings(["onnxruntime"])
+    pairs, documents = docstrings(["packaging"])
     assert len(documents) == len(set(documents)) > 5
     assert (documents[pairs["clicked"]] == pairs["document"]).all()
 
 
 def test_a_signature_changes_the_documents_and_nothing_else():
-    (pairs, names), (same, signed) = (docstrings(["onnxruntime"], signature) for signature in (False, True))
+    (pairs, names), (same, signed) = (docstrings(["packaging"], signature) for signature in (False, True))
     assert same[["query", "clicked"]].equals(pairs[["query", "clicked"]])
     assert [text.partition("(")[0] for text in signed] == list(names)
     assert any("(" in text for text in signed)

@@ -37,6 +37,7 @@ def batch(data):
 def only_pure(monkeypatch, tmp_path):
     """A machine with graphviz-pure beside Python and no ``dot`` on the PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    pytest.importorskip("torchview", reason="pip install torchview graphviz graphviz-pure")
     assert find_renderer().stem == "graphviz-pure", "graphviz-pure is part of requirements.txt and must be installed"
 
 

@@ -88,6 +88,13 @@ def check_machine(_: Options) -> int:
     return check_machine()
 
 
+def matrix(options: Options) -> int:
+    """tests and notebooks with other versions, each in an environment of its own"""
+    from .matrix import matrix
+
+    return matrix(options.entries)
+
+
 def environment(_: Options) -> None:
     """the check of packages and tools alone"""
     from .environment import check_environment
@@ -126,7 +133,7 @@ def audit(_: Options) -> int:
 
 COMMANDS: tuple[Callable[[Options], int | None], ...] = (
     run, notebooks, readme, solved, nbgrader, own, wheel, offline_kit, book, check_machine, environment, progress,
-    publish, lock, audit,
+    publish, lock, audit, matrix,
 )  # fmt: skip
 
 
@@ -142,6 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("run", "notebooks"):
         parsers[name].add_argument("--only", nargs="*", metavar="NN", help="two-digit numbers, for example 00 04")
     parsers["run"].add_argument("--dataset", choices=DATASETS, default="ml-100k")
+    parsers["matrix"].add_argument("entries", metavar="ENTRY", nargs="*", help="for example 3.12-pinned 3.11-lowest")
     parsers["publish"].add_argument("repo", metavar="OWNER/NAME", nargs="?", default="")
     options, options.rest = parser.parse_known_args(arguments)
     if options.rest and options.command is not own:

@@ -20,10 +20,10 @@ from ..settings import artifacts_dir, data_dir, dataset_name, strict
 
 PACKAGES: dict[str, dict[str, str]] = {
     "core": {
-        "torch": "2.6", "numpy": "1.26", "pandas": "2.2", "scipy": "1.11", "scikit-learn": "1.4",
+        "torch": "2.6", "numpy": "1.26", "pandas": "2.2", "scipy": "1.11.1", "scikit-learn": "1.4",
         "matplotlib": "3.8", "safetensors": "0.4", "requests": "2.31", "tqdm": "4.66",
     },
-    "retrieval": {"annoy": "1.17.3", "faiss-cpu": "1.8", "pymilvus": "2.4", "milvus-lite": "2.4"},
+    "retrieval": {"annoy": "1.17.3", "faiss-cpu": "1.8", "pymilvus": "3.0", "milvus-lite": "3.0"},
     "drawing": {"graphviz": "0.20", "torchview": "0.2.7"},
     "onnx": {"onnx": "1.16", "onnxruntime": "1.18", "onnxscript": "0.3"},
     "baselines": {"implicit": "0.7.2"},

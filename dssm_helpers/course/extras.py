@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..retrieval import ANNOY_FLAGS
 from ..settings import project_root, strict
-from .environment import installed
+from .environment import PACKAGES, installed
 
 
 def missing(*extras: str) -> list[str]:
@@ -27,12 +27,16 @@ def missing(*extras: str) -> list[str]:
 
 
 def needs(*extras: str) -> None:
-    """Install what is missing of these extras. In a clone ``make`` has done it, and nothing happens here.
+    """Install what is missing of these extras. In a clone ``make`` has done it: what is missing is only named.
 
     Whatever the machine brought keeps its version, torch and pandas above all: pip looks for versions that fit it.
     Where that fails, the notebook goes on and says at each part what it lacks; with ``DSSM_STRICT=1`` it stops.
     """
-    if (project_root() / "pyproject.toml").exists() or not (wanted := missing(*extras)):
+    if (project_root() / "pyproject.toml").exists():
+        if absent := [name for extra in extras for name in PACKAGES[extra] if not installed(name)]:
+            print(f"Not installed: {', '.join(absent)}. What needs them cannot run: pip install {' '.join(absent)}")
+        return
+    if not (wanted := missing(*extras)):
         return
     print(f"Installing {', '.join(map(_name, wanted))}, once …", flush=True)
     with tempfile.TemporaryDirectory() as folder:

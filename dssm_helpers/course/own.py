@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"{few}: {why}. Until there are more, show what most had: {_most_had(data, options.k)}")
     training = {"epochs": options.epochs} if options.epochs else {}
     training |= {"mask_seen": False} if options.repeats else {}  # what was had is a rival like any other
+    if absent := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise ImportError(f"a bundle needs {', '.join(absent)}: pip install {' '.join(absent)}")
     _compare(workspace, training, max(1, options.seeds))
     model = workspace.trained("dssm", 0, **training)[0]
     bundle = export_bundle(out / "bundle", model, data, workspace.split.train)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def virtual_environment(folder: Path, *packages: Sequence[str]) -> Path:
+def virtual_environment(folder: Path, *packages: Sequence[str], interpreter: str = sys.executable) -> Path:
     """The interpreter of an environment in ``folder`` with these packages, made if there is none or another.
 
     Each group of ``packages`` is one call of pip, so that what comes first decides which builds the others find.
@@ -18,7 +18,7 @@ def virtual_environment(folder: Path, *packages: Sequence[str]) -> Path:
     ready, wanted = folder / ".ready", "\n".join(map(" ".join, packages))
     if not ready.exists() or ready.read_text(encoding="utf-8") != wanted:
         print(f"making the environment {folder.name}, once …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([interpreter, "-m", "venv", "--clear", str(folder)], check=True)
         # Isolated: what PYTHONPATH leads to would count as installed.
         pip = [str(python), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         for group in packages:

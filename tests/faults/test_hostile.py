@@ -11,12 +11,10 @@ from unittest import mock
 
 import matplotlib.pyplot as plt
 import numpy as np
-import onnx
 import pandas as pd
 import pytest
 import small
 import test_movielens
-from onnx import TensorProto, helper
 from test_movielens import DataUnavailable, assert_expected, load, unpacked
 
 from dssm_helpers import movielens
@@ -250,6 +248,8 @@ def boasting() -> bytes:
 
 
 def with_data_outside(location: str) -> bytes:
+    from onnx import TensorProto, helper
+
     weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", "0"), ("length", "16")):
         weight.external_data.add(key=key, value=value)
@@ -282,6 +282,8 @@ def test_a_strangers_bundle_runs_nothing(bundle, tmp_path, monkeypatch, name, co
 @fault("a stranger's ONNX file with weights in another file", "that onnxruntime refuses it", "nothing outside is read")
 @pytest.mark.parametrize("location", ["secret.bin", "../secret.bin", "/etc/hostname"])
 def test_an_onnx_file_reads_no_other(tmp_path, monkeypatch, location):
+    import onnx
+
     (tmp_path / "in").mkdir()
     for folder in (tmp_path, tmp_path / "in"):
         (folder / "secret.bin").write_bytes(np.full(4, 42, np.float32).tobytes())
