@@ -25,7 +25,7 @@ trust.
 """
 TITLES = {
     "kill": "Interrupted at any moment", "damage": "Damaged files", "two_at_once": "Several at once",
-    "hostile": "Odd tables and files of strangers", "network": "The network",
+    "load": "Under load", "hostile": "Odd tables and files of strangers", "network": "The network",
 }  # fmt: skip
 
 
