@@ -112,6 +112,7 @@ bench: $(READY)
 	$(PY) benchmarks/scaling.py
 	$(PY) benchmarks/out_of_core.py
 	$(PY) benchmarks/own.py
+	$(PY) benchmarks/load.py
 	$(PY) benchmarks/paper.py
 	$(PY) benchmarks/queries.py
 	$(PY) benchmarks/towers.py

@@ -1,4 +1,4 @@
-"""The tables of ``benchmarks/RESULTS.md`` and the README's table of peers, from ``benchmarks/results.json``.
+"""The tables of ``benchmarks/RESULTS.md`` and the README's table of peers, from ``results.json`` and ``load.json``.
 
     python benchmarks/report.py
 
@@ -135,6 +135,14 @@ def against(results: Results) -> Rows:
     return rows
 
 
+def load(results: Results) -> Rows:
+    """What a recommender answered that was asked, enlarged and exchanged at once."""
+    found = {name: value for name, value in results["load"].items() if name != "machine"}
+    outcomes = ", ".join(f"{kind} {number:,}" for kind, number in found.pop("kinds").items())
+    found |= {"answers by what they rest on, and refusals": outcomes}
+    return [{"under load": name.replace("_", " "), "": value} for name, value in found.items()]
+
+
 def where(results: Results) -> Rows:
     """When and where each section was measured."""
     return [{"section": name, **section["machine"]} for name, section in sorted(results.items())]
@@ -166,7 +174,8 @@ def write() -> None:
 
 def render(page: str, results: Results) -> str:
     """``RESULTS.md`` with its tables filled."""
-    for rows in (fast, quality, against, where):
+    results = {**results, "load": shared.read_json(shared.HERE / "load.json")}
+    for rows in (fast, quality, against, load, where):
         page = fill_block(page, rows.__name__, table(rows(results)))
     return page
 

@@ -66,18 +66,19 @@ class Index:
         # Of less than a tenth an approximate search would meet too few.
         narrow = self._search if 10 * len(inside) >= len(self) else self._search_all
         # In groups that fetch alike: one long list of excluded ids must not make the whole batch fetch as many.
-        groups = [(narrow, n, np.flatnonzero(fetch == n)) for n in np.unique(fetch)]
-        for search, n, rows in (*groups, (self._search_all, len(inside), np.arange(len(queries)))):
-            short = rows[found[rows, -1] == NOTHING]  # a narrow search may leave some; in the end look everywhere
+        groups = [(narrow, n, np.flatnonzero(fetch == n)) for n in set(fetch.tolist())]
+        for search, n, rows in (*groups, (self._search_all, len(inside), None)):
+            # A narrow search may leave some rows short; in the end look everywhere.
+            short = np.flatnonzero(found[:, -1] == NOTHING) if rows is None else rows
             if len(short) == 0 or n == 0:
                 continue
-            for row, (ids, cosines) in zip(short, search(queries[short], int(n), inside), strict=True):
+            for row, (ids, cosines) in zip(short, search(queries[short], n, inside), strict=True):
                 keep = [i for i, item in enumerate(ids.tolist()) if item != NOTHING and item not in excluded[row]][:k]
                 found[row, : len(keep)], scores[row, : len(keep)] = ids[keep], cosines[keep]
-        left = (found != NOTHING).sum(axis=1)  # [B]
-        if not allow_fewer and (left < k).any():
-            row = (left < k).argmax()
-            few = f"k={k}, but only {left[row]} of {len(inside):,} items are left for query {row}"
+        if not allow_fewer and (found[:, -1] == NOTHING).any():
+            row = (found[:, -1] == NOTHING).argmax()
+            left = (found[row] != NOTHING).sum()
+            few = f"k={k}, but only {left} of {len(inside):,} items are left for query {row}"
             raise ValueError(f"{few} after excluding {len(excluded[row])}; ask for fewer, or pass allow_fewer=True")
         return found, scores
 
@@ -88,8 +89,8 @@ class Index:
         for start in range(0, len(queries), step):
             product = queries[start : start + step] @ vectors.T  # [b, m]
             row = np.arange(len(product))[:, None]
-            best = np.sort(np.argpartition(product, -n, axis=1)[:, -n:], axis=1)  # equals keep their order
-            best = best[row, np.argsort(-product[row, best], axis=1, kind="stable")]
+            best = np.argpartition(product, -n, axis=1)[:, -n:]
+            best = best[row, np.lexsort((best, -product[row, best]))]  # equals keep their order
             yield from zip(inside[best], product[row, best], strict=True)
 
     def add(self, vectors: np.ndarray, ids: Sequence[int]) -> None:
@@ -158,8 +159,8 @@ def checked_vectors(vectors: Any, dim: int | None = None, what: str = "vectors")
     array = np.asarray(vectors, dtype=np.float32, order="C")
     if array.ndim != 2 or dim not in (None, array.shape[1]):
         raise ValueError(f"{what} must be an array [n, {dim or 'D'}], got shape {array.shape}")
-    length = np.linalg.norm(array, axis=1, keepdims=True)  # [n, 1], not finite where a number of the row is not
-    bad = ~np.isfinite(length) | (length < 1e-12)
+    length = np.sqrt(np.square(array).sum(axis=1, keepdims=True))  # [n, 1], not finite where a number of the row is not
+    bad = ~((length >= 1e-12) & (length < np.inf))
     if bad.any():
         why = f"hold NaN, infinity or zeros only in {bad.sum()} rows, first row {bad.argmax()}"
         raise ValueError(f"{what} {why}: they have no direction and no cosine")

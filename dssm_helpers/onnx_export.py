@@ -179,7 +179,7 @@ class OnnxTower:
             if ids.ndim != rank or (ids.size and ids.dtype.kind not in "iu"):
                 shape = ["batch", "length"][:rank]
                 raise ValueError(f"input {name!r}: expected whole numbers {shape}, got {ids.dtype} {list(ids.shape)}")
-            bad = ids[(ids < 0) | (ids >= size)]
+            bad = ids[ids.astype(np.uint64) >= size]  # as which a negative one is huge
             if bad.size:
                 raise ValueError(f"input {name!r}: id {bad[0]} is outside 0 … {size - 1}; use the model's vocabulary")
             if ids.shape[1:] == (0,):  # one padded slot means the same, and max pooling needs a slot

@@ -163,6 +163,7 @@ class Recommendations:
 class Request:
     """A request as the user tower takes it, its ``batch``: input name → ``[1]`` or ``[1, L]``. ``seen``: index ids."""
 
+    catalogue: Catalogue  # in which titles were looked up; the answer comes from the same
     batch: dict[str, np.ndarray]
     history: np.ndarray  # [L], newest first, for a second stage
     seen: set[int]
@@ -237,10 +238,11 @@ class Recommender:
 
     def encode(self, user: User = None, history: History = None) -> Request:
         """Raw values to indices; the first stage of :meth:`recommend`, where the arguments are described."""
+        now = self.catalogue
         given, ignored = self._encode_columns("user", user if isinstance(user, Mapping) else {"user_id": user})
         row = int(given.get("user_id", [UNKNOWN])[0])
         batch = {name: given.get(name, table[row : row + 1]) for name, table in self._users.items()}
-        items, seen = self._find_items([] if history is None else history)
+        items, seen = self._find_items(now, [] if history is None else history)
         longest = self.fields["max_history"]
         latest = items[-max(longest, NEWEST[-1]) :][::-1]  # the newest first, as in training
         history = self.vocabularies["item_id"].encode(np.array(latest, dtype=object))  # [L]
@@ -248,9 +250,9 @@ class Recommender:
         basis = "user" if row != UNKNOWN else "history" if (batch["history"] > UNKNOWN).any() else "demographics"
         if basis == "demographics" and all((index <= UNKNOWN).all() for index in given.values()):
             basis = "popularity"
-        ignored += [f"item {_quoted.repr(item)}" for item in dict.fromkeys(items) if item not in self.titles]
+        ignored += [f"item {_quoted.repr(item)}" for item in dict.fromkeys(items) if item not in now.titles]
         excluded = set() if self.fields["schema"].get("repeats") else seen
-        return Request(batch, history, excluded, basis, tuple(ignored))
+        return Request(now, batch, history, excluded, basis, tuple(ignored))
 
     def _encode_columns(self, side: str, given: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
         """The given columns as indices ``[1]``, or ``[1, G]`` of a list, and values the vocabularies do not have."""
@@ -271,25 +273,26 @@ class Recommender:
             ignored += [f"{name} {_quoted.repr(v)}" for v, i in zip(values, indices, strict=True) if i == UNKNOWN]
         return encoded, ignored
 
-    def _find_items(self, history: Sequence[RawId]) -> tuple[list[RawId], set[int]]:
+    def _find_items(self, now: Catalogue, history: Sequence[RawId]) -> tuple[list[RawId], set[int]]:
         """Raw ids of a history in its order, and the index ids that count as seen: for a title, every id it has."""
         if not isinstance(history, (list, tuple, np.ndarray)):
             raise ValueError(f"history is a list of item ids or titles, oldest first; got {_quoted.repr(history)}")
-        now, text_ids = self.catalogue, self.vocabularies["item_id"].is_text
-        items, seen = [], set()
+        text_ids = self.vocabularies["item_id"].is_text
+        kinds = [str] if text_ids else [str, int]
+        items, seen = [], []
         for entry in history:
-            item = _checked("history", entry, str) if text_ids else _checked("history", entry, str, int)
+            item = _checked("history", entry, *kinds)
             same = [item]
             if isinstance(item, str) and item not in now.titles:
                 same = now.ids_by_title.get(item.strip().casefold(), same if text_ids else [])
                 if not same:
-                    raise ValueError(self._no_such_title(item))
+                    raise ValueError(self._no_such_title(now, item))
             items.append(same[0])
-            seen.update(map(index_id, same))
-        return items, seen
+            seen += same
+        return items, set(map(index_id, seen))
 
-    def _no_such_title(self, text: str) -> str:
-        now, wanted = self.catalogue, text.strip().casefold()
+    def _no_such_title(self, now: Catalogue, text: str) -> str:
+        wanted = text.strip().casefold()
         close = [title for title in now.ids_by_title if wanted and wanted in title]  # the most popular first
         close += difflib.get_close_matches(wanted, now.ids_by_title, cutoff=0.5)
         close = [now.titles[now.ids_by_title[title][0]] for title in dict.fromkeys(close)][:3]
@@ -309,10 +312,10 @@ class Recommender:
         A ValueError: a title that does not exist (close ones are listed), an unknown field, a value of the wrong kind,
         a ``k`` that is not from 1 to the number of items.
         """
-        now = self.catalogue
+        request = self.encode(user, history)
+        now = request.catalogue
         if _checked("k", k, int) not in range(1, len(now.titles) + 1):
             raise ValueError(f"k must be between 1 and {len(now.titles)}, the number of items; got {_quoted.repr(k)}")
-        request = self.encode(user, history)
         if request.basis == "popularity":
             unseen = (item for item in now.raw_ids if item not in request.seen)
             best = {item: self._counts.get(item, 0) for item in islice(unseen, k)}
@@ -373,6 +376,8 @@ class Recommender:
 
 def _checked(name: str, value: Any, *kinds: type) -> Any:
     """The value as Python's own, if it is of one of these kinds; where a float is expected an int will do."""
+    if type(value) in kinds:
+        return value
     value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, (*kinds, int) if float in kinds else kinds) or isinstance(value, bool):
         raise ValueError(f"{name}: expected {' or '.join(map(KINDS.get, kinds))}, got {_quoted.repr(value)}")

@@ -84,7 +84,7 @@ class Vocabulary:
         if array.dtype.kind not in "iU":  # text of pandas, something missing, or numbers beyond int64
             indices = [self._index.get(v, UNKNOWN) for v in array.ravel().tolist()]
             return np.asarray(indices, dtype=np.int64).reshape(array.shape)
-        place = np.searchsorted(self._sorted, array).clip(max=len(self.values) - 1)
+        place = np.minimum(np.searchsorted(self._sorted, array), len(self.values) - 1)
         return np.where(self._sorted[place] == array, self._order[place] + FIRST, UNKNOWN)
 
     def decode(self, indices: Iterable[int]) -> list:

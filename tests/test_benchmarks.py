@@ -73,6 +73,7 @@ def test_training_rates_come_from_the_epochs_after_the_first():
         "amount",
         "ann",
         "every_day",
+        "load",
         "out_of_core",
         "peers",
         "queries",

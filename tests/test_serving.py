@@ -291,6 +291,20 @@ def test_unknown_genres_and_years_count_as_unknown(recommender):
     assert one == pytest.approx(recommender.add_item(5001, "B", genres=["?"], year=3000), abs=1e-6)
 
 
+def test_a_request_is_answered_from_the_catalogue_in_which_it_was_read(recommender, monkeypatch):
+    encode = recommender.encode
+
+    def encode_and_add(*request):
+        read = encode(*request)
+        recommender.add_item(**NEW_ITEM)  # as another thread does that gets in between
+        return read
+
+    monkeypatch.setattr(recommender, "encode", encode_and_add)
+    with pytest.raises(ValueError, match="between 1 and 120"):
+        recommender.recommend(1, [2], k=121)
+    assert 5000 in recommender.titles
+
+
 def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(recommender, monkeypatch):
     build = serving.build_index  # slow enough for the other threads to get in between
     monkeypatch.setattr(serving, "build_index", lambda *a, **kw: time.sleep(0.003) or build(*a, **kw))

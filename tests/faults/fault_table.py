@@ -29,7 +29,7 @@ stage are sums over all users, and a value of a column, such as a postal area, m
 """
 TITLES = {
     "kill": "Interrupted at any moment", "kill_runs": "A run of the notebooks, interrupted",
-    "damage": "Damaged files", "two_at_once": "Several at once",
+    "damage": "Damaged files", "two_at_once": "Several at once", "load": "Under load",
     "hostile": "Odd tables and files of strangers", "network": "The network",
 }  # fmt: skip
 
