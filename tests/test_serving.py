@@ -304,6 +304,16 @@ def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(recommen
     assert len(recommender.index.ids) == len(recommender.titles) == 160
 
 
+def test_every_catalogue_that_goes_live_has_a_title_for_each_item_of_its_index(bundle):
+    class Watched(Recommender):
+        def __setattr__(self, name, value):
+            if name == "catalogue":
+                assert set(value.index.ids.tolist()) == value.titles.keys()
+            super().__setattr__(name, value)
+
+    assert len(Watched.load(bundle).add_item(**NEW_ITEM)) == 16
+
+
 @pytest.fixture(scope="module")
 def next_week(model, data, split, tmp_path_factory):
     """A bundle of a week later: a movie more, and other weights."""
