@@ -124,6 +124,7 @@ def test_what_an_answer_rests_on_is_said(recommender, user, history, basis, igno
     answer = recommender.recommend(user, history, k=4)
     assert (answer.basis, answer.ignored, len(answer)) == (basis, ignored, 4)
     assert serving.BASES[basis] in str(answer)
+    assert ("never seen in training" in str(answer)) == bool(ignored)
 
 
 def test_demographics_of_a_known_user_are_filled_in_and_can_be_overridden(recommender, data):

@@ -1,8 +1,8 @@
-"""Plants small faults in the library, one at a time, and looks whether a test fails: ``python tests/mutants/mutants.py``.
+"""Plants small faults, one at a time, and looks whether a test fails: ``python tests/mutants/mutants.py``.
 
 A sample with a seed, spread over the modules by their lines and within a module over the operators. Each fault is
-planted in a copy of the tree and meets the tests of its module, then, with ``--wide``, those of the modules that use it.
-What is found goes to ``docs/mutants.json`` (an entry a fault; of a survivor, ``why`` is written there by hand) and
+planted in a copy of the tree and meets the tests of its module, with ``--wide`` then those of all others. What is found
+goes to ``docs/mutants.json`` (an entry a fault; of a survivor, ``why`` is written there by hand) and
 ``docs/mutants.md``. A fault that is recorded is not run again, but for survivors with ``--again``.
 """
 
@@ -31,15 +31,17 @@ RECORD, PAGE = ROOT / "docs" / "mutants.json", ROOT / "docs" / "mutants.md"
 TIMEOUT = 300  # seconds for a file of tests; a fault that makes them hang is caught
 # Tests beside those of the module's own name.
 BESIDE = {
-    "data": "evaluation", "fast": "training", "features": "model", "files": "serving faults/test_damage faults/test_two_at_once",
-    "index": "retrieval", "milvus": "retrieval", "model": "training", "movielens": "faults/test_network",
-    "objectives": "training", "pairs": "ranking", "recipes": "model workspace", "retrieval": "serving", "schema": "data",
-    "serving": "faults/test_two_at_once", "tables": "own", "training": "workspace", "vocabulary": "data",
+    "data": "evaluation", "fast": "training", "features": "model",
+    "files": "serving faults/test_damage faults/test_two_at_once", "index": "retrieval", "milvus": "retrieval", "model": "training",
+    "movielens": "faults/test_network", "objectives": "training", "pairs": "ranking", "recipes": "model workspace",
+    "retrieval": "serving", "schema": "data", "serving": "faults/test_two_at_once", "tables": "own", "training": "workspace", 
+    "vocabulary": "data",
 }  # fmt: skip
-WIDE = (
-    "vocabulary data features model objectives training evaluation workspace retrieval serving ranking folding text "
-    "tables own files visualization onnx_export diagnosis faults/test_hostile faults/test_damage"
-).split()
+WIDE = [
+    "vocabulary", "data", "features", "model", "objectives", "training", "evaluation", "workspace", "retrieval", "text",
+    "serving", "ranking", "folding", "tables", "own", "files", "visualization", "onnx_export", "diagnosis",
+    "faults/test_hostile", "faults/test_damage",
+]  # fmt: skip
 PLAIN = "not slow and not network and not server and not release and not notebooks"
 WARM = (
     "pytest", "torch", "numpy", "pandas", "scipy.sparse", "sklearn.manifold", "matplotlib.pyplot", "nbformat",
@@ -50,11 +52,11 @@ WARM = (
 HEAD = """\
 # What the tests notice
 
-Small faults were planted in the library, in the diagnosis and in the checks of the exercises, one at a time: a sample
-with a seed, in each module as many as its lines ask for, each operator in turn (`tests/mutants/operators.py`: a
-comparison that takes the border in, a sign or a lock dropped, arguments swapped, another axis, a guard or a statement left out and so
-on). Docstrings, annotations and texts are left alone. A fault is caught when a test fails; one that changes nothing anybody could see counts as not
-caught, and is named below. {whole}
+Small faults were planted in the library, the workspace, the diagnosis and the checks of the exercises, one at a time: a
+sample with a seed, in each module as many as its lines ask for, each operator of `tests/mutants/operators.py` in turn (a
+comparison that takes in its border, a sign or a lock dropped, arguments swapped, another axis, a guard or a statement
+left out and so on). Docstrings, annotations and texts are left alone. A fault is caught when a test fails; one that
+changes nothing that anybody could see counts as not caught, and is named below. {whole}
 
 `make mutants` draws the sample again and writes this page.
 
@@ -63,7 +65,8 @@ caught, and is named below. {whole}
 
 def sample(count: int, seed: int = 0) -> list[Mutant]:
     """About ``count`` faults: each module its share by lines, and of a module each operator in turn."""
-    paths = [*LIBRARY.glob("*.py"), *(LIBRARY / "course" / f"{name}.py" for name in ("diagnosis", "workspace")), *LIBRARY.glob("course/checks/*.py")]
+    school = [LIBRARY / "course" / f"{name}.py" for name in ("diagnosis", "workspace")]
+    paths = [*LIBRARY.glob("*.py"), *school, *LIBRARY.glob("course/checks/*.py")]
     sources = {p.relative_to(LIBRARY).as_posix(): p.read_text(encoding="utf-8") for p in sorted(paths)}
     lines, chosen = sum(source.count("\n") for source in sources.values()), []
     for name, source in sources.items():
@@ -180,14 +183,13 @@ def main() -> None:
         return write(record)
     for name in WARM:
         importlib.import_module(name)
+    sys.dont_write_bytecode = False  # what is compiled once serves the later runs
     known = {identity(entry): entry for entry in record}
     chosen = sample(given.count)
     random.Random(0).shuffle(chosen)  # what is interrupted has seen every module
     with tempfile.TemporaryDirectory() as folder:
         left = shutil.ignore_patterns(".git", ".venv", "artifacts", "data", "dist", "__pycache__")
         tree = Path(shutil.copytree(ROOT, Path(folder, "tree"), ignore=left))
-        assert not fails(tree, ["tests", "--collect-only"])  # compiles everything, once
-        os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "1", True
         for number, mutant in enumerate(chosen):
             entry = known.get(identity(asdict(mutant)))
             if entry and (entry["caught_by"] or not given.again):

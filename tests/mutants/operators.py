@@ -80,7 +80,7 @@ def mutants_of(file: str, source: str) -> list[Mutant]:
         mutant = Mutant(file, node.lineno, operator, lines[node.lineno - 1].strip(), was, now.replace(WAS, was), start)
         try:
             compile(mutant.planted(source), file, "exec")
-        except SyntaxError:
+        except SyntaxError:  # such as a name in brackets where only a name may stand
             continue
         found[mutant.start, mutant.was, mutant.now] = mutant
     return sorted(found.values(), key=lambda m: (m.start, m.operator, m.now))
@@ -109,9 +109,9 @@ def _edits(tree: ast.AST) -> Iterator[tuple[Any, str, str]]:
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:
     """What runs: no docstrings, annotations, texts, messages of errors or ``__repr__``."""
-    if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)) or getattr(node, "name", "") == "__repr__":
+    if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)):
         return
-    if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+    if getattr(node, "name", "") == "__repr__" or getattr(getattr(node, "test", None), "id", "") == "TYPE_CHECKING":
         return
     yield node
     for name, value in ast.iter_fields(node):
