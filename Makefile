@@ -19,7 +19,7 @@ ANNOY_COMPILER_ARGS ?= -O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUIL
 export ANNOY_COMPILER_ARGS
 
 .PHONY: help run test lab notebooks solved nbgrader book wheel check-machine offline-kit publish colab-check \
-	release-check bench lint clean
+	release-check bench mutants lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo 'make publish REPO=owner/name   write the address of the published course everywhere (REPO= takes it out)'
 	@echo 'make release-check   what takes too long for every day: each notebook alone as on Colab, the offline kit'
 	@echo 'make bench      every benchmark, some against peers: a night on two cores; tables in benchmarks/RESULTS.md'
+	@echo 'make mutants    plant small faults, one at a time, and see whether a test fails; table in docs/mutants.md'
 	@echo 'make lint       ruff over code and notebooks'
 	@echo 'make clean      remove .venv, artifacts and dist (data/ stays; remove it by hand)'
 
@@ -106,6 +107,10 @@ bench: $(READY)
 	$(PY) benchmarks/second_stage.py
 	$(PY) benchmarks/every_day.py
 	$(PY) benchmarks/report.py
+
+# What docs/mutants.json holds is not run again: an interrupted run goes on from there; remove it to start anew.
+mutants: $(READY)
+	OMP_NUM_THREADS=1 $(PY) tests/mutants/mutants.py
 
 lint: $(READY)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

@@ -260,6 +260,12 @@ def test_histories_that_are_empty_only_when_it_counts(healthy: Run):
     assert "0% of the training rows and 100% of the validation rows" in found["history_empty"]
 
 
+def test_histories_of_somebody_else_hold_the_target_by_chance(healthy: Run):
+    batches = AnotherUser(healthy.data, max_history=10)
+    found = {finding.name: finding.evidence for finding in diagnose(healthy.model, batches, healthy.split)}
+    assert int(re.search(r"the target itself is in (\d+)% of", found["future_in_history"])[1]) < 50
+
+
 def test_dropout_is_off_while_it_looks(data: EncodedData, split: Split):
     run = Run(data, split, recipe=replace(RECIPE, dropout=0.5), epochs=1)
     said = str(run.diagnose())

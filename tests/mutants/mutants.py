@@ -32,10 +32,10 @@ TIMEOUT = 300  # seconds for a file of tests; a fault that makes them hang is ca
 # Tests beside those of the module's own name.
 BESIDE = {
     "data": "evaluation", "fast": "training", "features": "model",
-    "files": "serving faults/test_damage faults/test_two_at_once", "index": "retrieval", "milvus": "retrieval", "model": "training",
-    "movielens": "faults/test_network", "objectives": "training", "pairs": "ranking", "recipes": "model workspace",
-    "retrieval": "serving", "schema": "data", "serving": "faults/test_two_at_once", "tables": "own", "training": "workspace", 
-    "vocabulary": "data",
+    "files": "serving faults/test_damage faults/test_two_at_once", "index": "retrieval", "milvus": "retrieval",
+    "model": "training", "movielens": "faults/test_network", "objectives": "training", "pairs": "ranking",
+    "recipes": "model workspace", "retrieval": "serving", "schema": "data", "serving": "faults/test_two_at_once",
+    "tables": "own", "training": "workspace", "vocabulary": "data",
 }  # fmt: skip
 WIDE = [
     "vocabulary", "data", "features", "model", "objectives", "training", "evaluation", "workspace", "retrieval", "text",
@@ -52,13 +52,13 @@ WARM = (
 HEAD = """\
 # What the tests notice
 
-Small faults were planted in the library, the workspace, the diagnosis and the checks of the exercises, one at a time: a
-sample with a seed, in each module as many as its lines ask for, each operator of `tests/mutants/operators.py` in turn (a
-comparison that takes in its border, a sign or a lock dropped, arguments swapped, another axis, a guard or a statement
-left out and so on). Docstrings, annotations and texts are left alone. A fault is caught when a test fails; one that
-changes nothing that anybody could see counts as not caught, and is named below. {whole}
+Small faults were planted in the library, the workspace, the diagnosis and the checks of the exercises, one at a time:
+a sample with a seed, in each module as many as its lines ask for, each operator of `tests/mutants/operators.py` in turn
+(a comparison that takes in its border, a sign or a lock dropped, arguments swapped, another axis, a guard or a
+statement left out and so on). Docstrings, annotations and texts are left alone. A fault is caught when a test fails;
+one that changes nothing that anybody could see counts as not caught, and is named below.
 
-`make mutants` draws the sample again and writes this page.
+{whole} `make mutants` goes on with those of the sample that have not met the tests yet, and writes this page.
 
 """
 
@@ -173,7 +173,7 @@ def write(record: list[dict[str, str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--count", type=int, default=150)
     parser.add_argument("--again", action="store_true", help="run the survivors once more")
     parser.add_argument("--wide", action="store_true", help="they meet the tests of other modules too")
     parser.add_argument("--page", action="store_true", help="only write the page")
