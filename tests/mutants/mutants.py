@@ -58,7 +58,8 @@ a sample with a seed, in each module as many as its lines ask for, each operator
 statement left out and so on). Docstrings, annotations and texts are left alone. A fault is caught when a test fails;
 one that changes nothing that anybody could see counts as not caught, and is named below.
 
-{whole} `make mutants` goes on with those of the sample that have not met the tests yet, and writes this page.
+{whole}
+`make mutants` goes on with those of the sample that have not met the tests yet, and writes this page.
 
 """
 
@@ -84,7 +85,7 @@ def tests_of(file: str) -> list[list[str]]:
     """The arguments of pytest, a run each, that look at a module first."""
     stem = Path(file).stem
     if stem.startswith("notebook_"):
-        return [["tests/test_exercises.py", "-k", f"{stem[-2:]}_ and wrong_answers"]]
+        return [["tests/test_exercises.py", "-k", f"{stem[-2:]}_ and wrong_answers"], ["tests/test_checks.py"]]
     names = ["checks" if file.endswith("checks/__init__.py") else stem, *BESIDE.get(stem, "").split()]
     return [[path] for path in map(_path, names) if (ROOT / path).exists()]
 
@@ -154,7 +155,7 @@ def identity(entry: dict[str, str]) -> tuple[str, ...]:
 def page(record: list[dict[str, str]]) -> str:
     """The record as a page: shares by module, and the survivors."""
     caught, of = Counter(e["file"] for e in record if e["caught_by"]), Counter(e["file"] for e in record)
-    whole = f"**{sum(caught.values())} of {len(record)} are caught ({sum(caught.values()) / len(record):.1%}).**"
+    whole = f"**{sum(caught.values())} of {len(record)} planted so far are caught ({sum(caught.values()) / len(record):.1%}).**"
     parts = [HEAD.format(whole=whole), "| module | planted | caught |\n|---|---|---|\n"]
     parts += [f"| `{file}` | {of[file]} | {caught[file]} |\n" for file in sorted(of)]
     parts.append("\n## What no test catches\n\n| where | was | became | why |\n|---|---|---|---|\n")
