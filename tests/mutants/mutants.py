@@ -155,7 +155,8 @@ def identity(entry: dict[str, str]) -> tuple[str, ...]:
 def page(record: list[dict[str, str]]) -> str:
     """The record as a page: shares by module, and the survivors."""
     caught, of = Counter(e["file"] for e in record if e["caught_by"]), Counter(e["file"] for e in record)
-    whole = f"**{sum(caught.values())} of {len(record)} planted so far are caught ({sum(caught.values()) / len(record):.1%}).**"
+    share = sum(caught.values()) / len(record)
+    whole = f"**{sum(caught.values())} of {len(record)} planted so far are caught ({share:.1%}).**"
     parts = [HEAD.format(whole=whole), "| module | planted | caught |\n|---|---|---|\n"]
     parts += [f"| `{file}` | {of[file]} | {caught[file]} |\n" for file in sorted(of)]
     parts.append("\n## What no test catches\n\n| where | was | became | why |\n|---|---|---|---|\n")
