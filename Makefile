@@ -19,7 +19,7 @@ ANNOY_COMPILER_ARGS ?= -O3,-std=c++14,-fpermissive,-DANNOYLIB_MULTITHREADED_BUIL
 export ANNOY_COMPILER_ARGS
 
 .PHONY: help run test lab notebooks solved nbgrader book wheel check-machine offline-kit publish colab-check \
-	release-check matrix bench lint licences audit clean
+	release-check matrix mutants bench lint licences audit clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +42,7 @@ help:
 	@echo 'make bench      every benchmark, some against peers: a night on two cores; tables in benchmarks/RESULTS.md'
 	@echo 'make licences   docs/licences.md anew'
 	@echo 'make audit      known vulnerabilities of what requirements.lock holds, where the advisories can be reached'
+	@echo 'make mutants    plant small faults, one at a time, and see whether a test fails; table in docs/mutants.md'
 	@echo 'make lint       ruff over code and notebooks'
 	@echo 'make clean      remove .venv, artifacts and dist (data/ stays; remove it by hand)'
 
@@ -119,6 +120,10 @@ bench: $(READY)
 	$(PY) benchmarks/second_stage.py
 	$(PY) benchmarks/every_day.py
 	$(PY) benchmarks/report.py
+
+# What docs/mutants.json holds is not run again: an interrupted run goes on from there; remove it to start anew.
+mutants: $(READY)
+	OMP_NUM_THREADS=1 $(PY) tests/mutants/mutants.py
 
 lint: $(READY)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check .

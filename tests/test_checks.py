@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dssm_helpers.course.checks import exercise
+from dssm_helpers.course.checks.notebook_11 import _FromAColleague
 
 
 @exercise("halve it")
@@ -47,3 +50,12 @@ def test_strict_mode_fails_on_a_wrong_answer_but_not_on_an_open_one(monkeypatch)
     with pytest.raises(AssertionError, match="halve it"):
         check_half(lambda x: x)
     assert not check_half(unfinished)
+
+
+def test_the_batches_of_notebook_11_hold_everything_up_to_the_targets_second(data):
+    coarse = replace(data, timestamp=data.timestamp // 2_000)  # so that several share a second
+    histories = _FromAColleague(coarse, max_history=10).users(np.arange(len(data)))["history"].tolist()
+    for start, end in zip(data.offsets[:-1], data.offsets[1:], strict=True):
+        for position in range(start, end):
+            shown = data.item[start:end][coarse.timestamp[start:end] <= coarse.timestamp[position]][::-1][:10].tolist()
+            assert histories[position] == shown + [0] * (10 - len(shown))

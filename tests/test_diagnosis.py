@@ -17,7 +17,7 @@ from torch import nn
 from dssm_helpers.course import diagnosis
 from dssm_helpers.course.diagnosis import SEVERITIES, Diagnosis, Finding, diagnose
 from dssm_helpers.data import EncodedData, Split
-from dssm_helpers.evaluation import TwoTowerScorer, top_k
+from dssm_helpers.evaluation import Popularity, TwoTowerScorer, top_k
 from dssm_helpers.features import BatchBuilder
 from dssm_helpers.model import DSSM
 from dssm_helpers.objectives import TrainingConfig
@@ -111,6 +111,13 @@ class Misaligned(BatchBuilder):
         return {**self.users(positions), **self.items(self.item[positions.roll(1)])}
 
 
+class AnotherUser(BatchBuilder):
+    """The user side is that of the row before."""
+
+    def users(self, positions):
+        return super().users(torch.as_tensor(positions).roll(1))
+
+
 class NeighboursColumns(BatchBuilder):
     """The year and the genres of the item before it in the table."""
 
@@ -143,6 +150,15 @@ class EmptyHistory(BatchBuilder):
     def users(self, positions):
         batch = super().users(positions)
         return {**batch, "history": torch.zeros_like(batch["history"])}
+
+
+class EmptyWhenAsked(BatchBuilder):
+    """Filled for the training rows alone."""
+
+    def users(self, positions):
+        batch, positions = super().users(positions), torch.as_tensor(positions)
+        last = self.offsets[self.user[positions].long() + 1] - 1
+        return {**batch, "history": batch["history"] * (positions < last - 1).unsqueeze(1)}
 
 
 class OldestFirst(BatchBuilder):
@@ -197,8 +213,9 @@ FLOOR = np.log1p(63 * np.exp(-2))  # the loss of a perfect model among the 64 mo
     ("fault", "name", "evidence"),
     [
         ({"builder": Misaligned}, "rows_misaligned", r"another item(?!.*another user)"),
+        ({"builder": AnotherUser}, "rows_misaligned", r"another user(?!.*another item)"),
         ({"builder": NeighboursColumns}, "columns_of_another_item", "genres in"),
-        ({"builder": OneTooLate}, "future_in_history", "the target itself is in"),
+        ({"builder": OneTooLate}, "future_in_history", "the target itself is in 100% of the training"),
         ({"builder": WholeHistory}, "future_in_history", "the target itself is in"),
         ({"builder": EmptyHistory}, "history_empty", "no history where"),
         ({"builder": OldestFirst}, "history_reversed", "the older item comes first"),
@@ -235,6 +252,25 @@ def test_what_costs_little_is_named_somewhere(data: EncodedData, split: Split, f
     found = names(Run(data, split, **fault).diagnose())
     assert name in found
     assert not_called not in found
+
+
+def test_histories_that_are_empty_only_when_it_counts(healthy: Run):
+    batches = EmptyWhenAsked(healthy.data, max_history=10)
+    found = {finding.name: finding.evidence for finding in diagnose(healthy.model, batches, healthy.split)}
+    assert "0% of the training rows and 100% of the validation rows" in found["history_empty"]
+
+
+def test_histories_of_somebody_else_hold_the_target_by_chance(healthy: Run):
+    batches = AnotherUser(healthy.data, max_history=10)
+    found = {finding.name: finding.evidence for finding in diagnose(healthy.model, batches, healthy.split)}
+    assert int(re.search(r"the target itself is in (\d+)% of", found["future_in_history"])[1]) < 50
+
+
+def test_dropout_is_off_while_it_looks(data: EncodedData, split: Split):
+    run = Run(data, split, recipe=replace(RECIPE, dropout=0.5), epochs=1)
+    said = str(run.diagnose())
+    run.model.train()
+    assert str(run.diagnose()) == said
 
 
 # -- faults in what else is given -------------------------------------------------------------------------------------
@@ -312,6 +348,15 @@ def test_items_that_nobody_can_get(healthy: Run, scorer: TwoTowerScorer):
     found = healthy.diagnose(scorer=lambda p: scorer(p).index_fill(1, torch.arange(10, 20), -torch.inf))
     assert first(found) == "scorer_misaligned"
     assert "110 of 120 items have scores; these correlate +1.00" in found[0].evidence
+
+
+def test_lists_of_the_popular_of_the_unpopular_and_at_chance(healthy: Run):
+    popular, uncorrected = Popularity(healthy.data, healthy.split.train), replace(healthy.config, logq=0.0)
+    assert {"only_popular", "scorer_misaligned"} <= set(names(healthy.diagnose(scorer=popular)))
+    unpopular = names(healthy.diagnose(scorer=lambda p: -popular(p)))
+    assert "recall_at_chance" in unpopular
+    assert not {"only_popular", "too_unpopular"} & set(unpopular)  # a correction is on, so nothing punishes the popular
+    assert "too_unpopular" in names(healthy.diagnose(scorer=lambda p: -popular(p), config=uncorrected))
 
 
 @pytest.mark.parametrize(

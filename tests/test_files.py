@@ -35,6 +35,8 @@ def test_writes_and_leaves_nothing_else(tmp_path):
         assert temporary.is_relative_to(path.parent)  # the same file system, so that the rename is atomic
         temporary.write_text("hello")
         assert not path.exists()
+        written = temporary.stat().st_ino
+    assert path.stat().st_ino == written  # renamed: a copy could be read while half of it is there
     assert path.read_text() == "hello"
     assert names(path.parent) == ["a.txt"]
 

@@ -11,6 +11,7 @@ from torch import nn
 from dssm_helpers.features import SparseFeature, default_features
 from dssm_helpers.model import ACTIVATIONS, DSSM, evaluation_mode, grown
 from dssm_helpers.objectives import TrainingConfig
+from dssm_helpers.recipes import build_model
 from dssm_helpers.training import adamw
 from dssm_helpers.vocabulary import UNKNOWN
 
@@ -86,6 +87,11 @@ def test_cosines_can_be_negative(model, data, batches, split):
     model.item_tower.mlp[-1].bias.data.fill_(1.0)
     cosines = model.user_tower(batches.users(split.train)) @ model.item_tower(batches.all_items()).T
     assert cosines.min() < 0
+
+
+def test_widths_left_out_are_those_of_the_course(data):
+    given, left_out = build_model(data), DSSM(*default_features(data))
+    assert str(left_out.user_tower.mlp) == str(given.user_tower.mlp)
 
 
 def test_without_normalisation_length_is_free(model, batch):

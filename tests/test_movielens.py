@@ -284,6 +284,7 @@ def test_generated_tables_have_the_size_asked_for(size):
     encoded(tables)
     sizes = len(tables.ratings), len(tables.users), len(tables.movies)
     assert sizes[: len(size)] == size
+    assert sorted(tables.movies["movie_id"]) == list(range(1, sizes[2] + 1))
 
 
 def test_generated_tables_are_seeded():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -328,6 +329,12 @@ def test_building_into_a_milvus_elsewhere_removes_nothing_and_saves_no_address(b
     reopened.close()
 
 
+def test_a_large_catalogue_reaches_milvus_in_several_requests(built):
+    """128 vectors of the largest width make one."""
+    index = built(np.eye(130, 32_768), None, backend="milvus", index_type="FLAT")
+    assert index.ids.tolist() == list(range(130))
+
+
 def test_milvus_leaves_other_collections_alone(built, tmp_path):
     from pymilvus import MilvusClient
 
@@ -349,6 +356,16 @@ def test_measure_reports_what_it_says(built):
     assert figures["recall@10"] == 1.0
     assert 0 < figures["p50_ms"] <= figures["p99_ms"] < 1000
     assert figures["megabytes"] == pytest.approx(N * (DIM * 4 + 8) / 1e6, rel=0.05)
+
+
+def test_measure_times_every_query_and_no_call_before(built, monkeypatch):
+    index = built()
+    search, queries = index.search, np.resize(QUERIES, (30, DIM))
+    for slow, expected in ((range(10), False), (range(10, 30), True)):  # of 10 calls that warm up and 30 that count
+        calls = iter(range(100))
+        pause = lambda calls=calls, slow=slow: time.sleep(0.05 * (next(calls) in slow))  # noqa: E731
+        monkeypatch.setattr(index, "search", lambda *a, pause=pause: pause() or search(*a))
+        assert (measure(index, queries, np.resize(ORDER[:, :10], (30, 10)))["p50_ms"] >= 50) == expected
 
 
 def test_enlarged_vectors_keep_their_neighbourhoods(rng):

@@ -119,6 +119,7 @@ def test_what_an_answer_rests_on_is_said(recommender, user, history, basis, igno
     answer = recommender.recommend(user, history, k=4)
     assert (answer.basis, answer.ignored, len(answer)) == (basis, ignored, 4)
     assert serving.BASES[basis] in str(answer)
+    assert ("never seen in training" in str(answer)) == bool(ignored)
 
 
 def test_demographics_of_a_known_user_are_filled_in_and_can_be_overridden(recommender, data):
@@ -321,6 +322,16 @@ def test_readers_are_undisturbed_and_no_movie_is_lost_while_threads_add(recommen
         for done in [readers.map(read, range(400)), writers.map(add, range(5000, 5040))]:
             list(done)  # raises what one of them has raised
     assert len(recommender.index.ids) == len(recommender.titles) == 160
+
+
+def test_every_catalogue_that_goes_live_has_a_title_for_each_item_of_its_index(bundle):
+    class Watched(Recommender):
+        def __setattr__(self, name, value):
+            if name == "catalogue":
+                assert set(value.index.ids.tolist()) == value.titles.keys()
+            super().__setattr__(name, value)
+
+    assert len(Watched.load(bundle).add_item(**NEW_ITEM)) == 16
 
 
 @pytest.fixture(scope="module")

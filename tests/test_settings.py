@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
-from dssm_helpers import settings
+from dssm_helpers import seed_everything, settings
 from dssm_helpers.settings import dataset_name, seeds, strict
 
 
@@ -69,3 +72,12 @@ def test_folders_can_be_chosen_but_not_one_for_both(monkeypatch, tmp_path):
 def test_little_is_needed_for(module, without):
     code = f"import sys; sys.modules.update(dict.fromkeys({without})); import dssm_helpers.{module}"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_seed_decides_what_python_numpy_and_torch_draw():
+    def draw(*seed):
+        seed_everything(*seed)
+        return random.random(), np.random.random(), torch.rand(1).item()
+
+    assert draw() == draw(0)
+    assert not set(draw(0)) & set(draw(1))

@@ -66,6 +66,7 @@ def test_towers_start_as_in_the_paper_and_count_as_one_kernel(model):
         for weight in tower.parameters():
             bound = math.sqrt(6 / sum(weight.shape)) if weight.dim() == 2 else 0
             assert bound * 0.9 <= weight.abs().max() <= bound + 1e-6
+        assert 0.9 < tower.mlp[-1](torch.full((1, 300), 100.0)).abs().max() <= 1  # tanh is the last thing
     batch = {"query": search.hashed(TEXTS, search.fit_trigrams(TEXTS, least=1))}
     layer = model.user_tower.embedding
     training, evaluating = layer.train()(batch), layer.eval()(batch)

@@ -120,6 +120,12 @@ def test_same_seed_same_numbers_other_seed_others(trained, untrained, split):
     assert other.fit(split.train, progress=False)["loss"].tolist() != first.history["loss"].tolist()
 
 
+def test_dropout_is_drawn_anew_in_every_epoch(trained):
+    seeds = []
+    trained(on_epoch=lambda trainer: seeds.append(torch.initial_seed()))
+    assert len(set(seeds)) == 3
+
+
 @pytest.mark.parametrize(("objective", "large"), [("in_batch", 50_000), ("list_wise", 50_000), ("in_batch", 0)])
 def test_resumed_equals_uninterrupted_bit_for_bit(trained, path, monkeypatch, objective, large):
     monkeypatch.setattr("dssm_helpers.features.LARGE_TABLE", large)  # 0: users are updated row by row

@@ -142,6 +142,7 @@ def test_tsne_repeats_and_keeps_groups_together_and_pca_the_greatest_variance(rn
     assert (distance.argmin(axis=1) // 20 == np.arange(60) // 20).all()
     values = np.linalg.svd(groups - groups.mean(axis=0), compute_uv=False)
     np.testing.assert_allclose(np.linalg.norm(embedding_map(groups, "pca"), axis=0), values[:2], rtol=1e-4)
+    assert embedding_map(groups[:10], "tsne").shape == (10, 2)  # of so few, 30 neighbours are too many
     with pytest.raises(ValueError, match="umap"):
         embedding_map(groups, "umap")
 

@@ -30,6 +30,7 @@ WRONG = {
         (SPLIT.format(before="<=", answer="train, test"), "exactly at the moment"),
         (SPLIT.format(before="<", answer="train, after"), "tested twice"),
         (SPLIT.format(before="<", answer="train"), "return two arrays"),
+        (SPLIT.format(before="<", answer="train, test, after"), "two arrays of positions"),
         (
             SPLIT.format(before="<", answer="train, test[np.isin(data.user[test], data.user[train])] + 1"),
             "a user's first position at or after",

@@ -16,7 +16,7 @@ SAME = """def is_same(tower, run):
 WRONG = {
     "quantise_rows": [
         (ROWS.format(scales=SCALES, codes=CODES), "expected int8"),
-        (ROWS.format(scales=SCALES, codes="(table / divisor[:, None]).astype(np.int8)"), ".astype cuts off"),
+        (ROWS.format(scales=SCALES, codes="(table / divisor[:, None]).astype(np.int8)"), "row 4 is off by"),
         (ROWS.format(scales=SCALES.replace("127", "255"), codes=CODES + ".astype(np.int8)"), "divided by 127"),
         (ROWS.format(scales=SCALES, codes="np.round(table / scales[:, None]).astype(np.int8)"), "in the padding row"),
     ],

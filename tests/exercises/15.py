@@ -16,5 +16,7 @@ WRONG = {
         (LEVEL.format("np.sort(quiet)", "np.quantile(quiet, 1 - rate)"), "between two days"),
         (LEVEL.format("np.sort(quiet)", "quiet.mean() + 3 * quiet.std()"), "count days"),
         (LEVEL.format("quiet", "(quiet.sort(), quiet[len(quiet) - 1 - above])[1]"), "in place"),
+        # 0.29 · 100 is 28.999…
+        (LEVEL.format("np.sort(quiet)", "quiet[len(quiet) - 1 - above]").replace(" + 1e-9", ""), "a rate of 0.29"),
     ],
 }

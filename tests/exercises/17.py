@@ -23,6 +23,7 @@ WRONG = {
     ],
     "split_sessions": [
         (SPLIT.format(train="place < end - 1", test=LAST), "training holds rows from the moment on"),
+        (SPLIT.format(train=EARLIER.replace("moment", "(moment or 60)"), test=f"{LAST} & {LATER}"), "its first rows"),
         (SPLIT.format(train=EARLIER, test=f"{LAST} & (length >= 2)"), "began before the moment"),
         (SPLIT.format(train=EARLIER, test=f"{LAST} & (began >= moment)"), "is the first row of its session"),
         (SPLIT.format(train=EARLIER, test=f"(place == end - length + 1) & {LATER}"), "is not the last row"),
