@@ -40,8 +40,9 @@ BY_HAND = [
         '[m for m in dssm_helpers.MODULES[: dssm_helpers.MODULES.index("index")] if m != "training"]',
     ),
     ("training.py", "seed + 1000 * self.rank", "self.config.seed + 1000 * self.rank"),
-    ("onnx_export.py", "ids >= size", "ids > size"),
+    ("onnx_export.py", ">= size]", "> size]"),
 ]
+SEEDING = {"default_rng", "manual_seed", "seed_everything"}  # another seed is no fault
 UNWRAPPED = {"abs", "sorted", "normalize", "log", "log1p", "sqrt", "square", "exp", "tanh", "set", "ascontiguousarray"}
 UNCHAINED = {"copy", "clone", "detach", "lower", "strip", "abs", "round", "contiguous", "clip", "clamp", "fillna"}
 
@@ -75,6 +76,8 @@ def mutants_of(file: str, source: str) -> list[Mutant]:
 
     found = {}
     for node, operator, now in _edits(ast.parse(source)):
+        if file.startswith("course/checks/") and type(getattr(node, "value", None)) is int:
+            continue  # a number of an example; another does as well
         start, end = place(node.lineno, node.col_offset), place(node.end_lineno, node.end_col_offset)
         was = source[start:end]
         mutant = Mutant(file, node.lineno, operator, lines[node.lineno - 1].strip(), was, now.replace(WAS, was), start)
@@ -110,6 +113,8 @@ def _edits(tree: ast.AST) -> Iterator[tuple[Any, str, str]]:
 def _code(node: ast.AST) -> Iterator[ast.AST]:
     """What runs: no docstrings, annotations, texts, messages of errors or ``__repr__``."""
     if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)):
+        return
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in SEEDING:
         return
     if getattr(node, "name", "") == "__repr__" or getattr(getattr(node, "test", None), "id", "") == "TYPE_CHECKING":
         return
@@ -167,7 +172,7 @@ def _calls(node: ast.Call) -> Iterator[tuple[str, ast.expr]]:
             other = ast.Constant(1 if ast.unparse(keyword.value) == "0" else 0)
             changed = [*node.keywords[:number], ast.keyword(keyword.arg, other), *node.keywords[number + 1 :]]
             yield "axis", _with(node, keywords=changed)
-        elif keyword.arg:
+        elif keyword.arg not in (None, "strict"):  # which guards what cannot happen
             yield "keyword dropped", _with(node, keywords=node.keywords[:number] + node.keywords[number + 1 :])
     pair = node.args[:2]
     alike = len(pair) == 2 and _no_number(pair[0]) == _no_number(pair[1]) and name not in UNORDERED
