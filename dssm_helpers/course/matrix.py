@@ -19,7 +19,7 @@ from .venvs import virtual_environment
 KINDS = {"pinned": "all, as pinned", "lowest": "all, the lowest admitted", "core": "nothing optional"}
 TOOLS = ("nbmake", "packaging", "pytest")  # they run tests and notebooks; no part of the course needs them
 OTHERS = "network or release or book or browser or colab or notebooks or server"
-STEPS = {"tests": ["-m", f"not ({OTHERS})", "tests"], "notebooks": ["--nbmake", "--nbmake-timeout=1800", "notebooks"]}
+STEPS = {"tests": ["-m", f"not ({OTHERS})", "tests"], "notebooks": ["--nbmake", "--nbmake-timeout=1800"]}
 SHOWN = ("torch", "numpy", "pandas", "scikit-learn", "onnxruntime")
 KEPT, PAGE, RECORD = ROOT / "artifacts" / "matrix", ROOT / "docs" / "versions.md", ROOT / "docs" / "versions.json"
 
@@ -93,7 +93,10 @@ def attempt(name: str, step: str, interpreter: str, packages: list[str]) -> tupl
     except subprocess.CalledProcessError as error:  # pip has said why, and the other entries can still run
         return False, f"no environment: pip ended with {error.returncode}"
     command, line = [python, "-m", "pytest", *STEPS[step]], ""
-    if step == "tests" and not name.endswith("pinned"):
+    if step == "notebooks":  # without the optional parts, those that ask for none; the others say what to install
+        texts = {str(path): path.read_text(encoding="utf-8") for path in notebook_paths()}
+        command += [path for path, text in texts.items() if not (name.endswith("core") and "needs(" in text)]
+    elif not name.endswith("pinned"):
         command += ["-m", f"not ({OTHERS} or pinned)"]  # the last one counts
     with (KEPT / f"{name}-{step}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, encoding="utf-8")
