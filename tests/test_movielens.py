@@ -287,6 +287,12 @@ def test_generated_tables_have_the_size_asked_for(size):
     assert sorted(tables.movies["movie_id"]) == list(range(1, sizes[2] + 1))
 
 
+def test_generated_movies_have_one_genre_or_two_different_ones():
+    genres = synthetic(2_000).movies["genres"].str.split("|")
+    assert all(len(set(of)) == len(of) for of in genres)
+    assert set(genres.str.len()) == {1, 2}
+
+
 def test_generated_tables_are_seeded():
     first, again, other = (tables_digest(synthetic(2_000, seed=seed)) for seed in (5, 5, 6))
     assert first == again != other

@@ -124,6 +124,8 @@ def test_an_empty_history_and_an_unknown_item_have_features(known):
     alike = [i for i, name in enumerate(known.names) if "last" in name]
     assert not pairs[:, alike].any()
     assert not known.features(np.array([4, 5]), np.array([1]), np.ones(1, dtype=np.float32))[:, alike].any()
+    below = known.features(np.array([4]), np.array([5, 6]), np.float32([-0.5, -0.2]))
+    assert below[:, known.names.index("cosine below the best")] == pytest.approx([-0.3, 0])
 
 
 def test_near_in_time_counts_steps_of_one_user(data):

@@ -16,6 +16,7 @@ WRONG = {
         (FUSE.format(term="1 / (k + 1 + one.argsort(axis=1).argsort(axis=1))"), "sort by the negative scores"),
         (FUSE.format(term="1 / (k + (-one).argsort(axis=1).argsort(axis=1))"), "rank 0"),
         (FUSE.format(term="1 / (k + 1 + (-one).argsort(axis=1))"), "one argsort lists"),
+        (FUSE.format(term="1 / (k + 1 + (-one).argsort(axis=0).argsort(axis=0))"), "along the documents"),
         (FUSE.format(term="one"), "scores were added"),
         (FUSE.format(term="1 / (61 + (-one).argsort(axis=1).argsort(axis=1))"), "Is k used?"),
     ],

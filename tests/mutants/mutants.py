@@ -31,7 +31,7 @@ RECORD, PAGE = ROOT / "docs" / "mutants.json", ROOT / "docs" / "mutants.md"
 TIMEOUT = 300  # seconds for a file of tests; a fault that makes them hang is caught
 # Tests beside those of the module's own name.
 BESIDE = {
-    "data": "evaluation", "fast": "training", "features": "model",
+    "data": "evaluation", "fast": "training", "features": "model data",
     "files": "serving faults/test_damage faults/test_two_at_once", "index": "retrieval", "milvus": "retrieval",
     "model": "training", "movielens": "faults/test_network", "objectives": "training", "pairs": "ranking",
     "recipes": "model workspace", "retrieval": "serving", "schema": "data", "serving": "faults/test_two_at_once",
