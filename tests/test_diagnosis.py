@@ -373,6 +373,13 @@ def test_faults_in_what_is_told_of_the_run(healthy: Run, given, name):
     assert first(healthy.diagnose(**given)) == name
 
 
+@pytest.mark.parametrize(("losses", "rises"), [([0.9, 0.8, 0.4, 0.4], False), ([0.9, 0.4, 0.4, 0.8], True)])
+def test_a_loss_that_rises_again_at_a_high_rate(healthy: Run, losses, rises):
+    config = replace(healthy.config, learning_rate=0.03)
+    found = healthy.diagnose(history=pd.DataFrame({"loss": losses}), config=config)
+    assert any("the loss rose again from 0.40" in finding.evidence for finding in found) == rises
+
+
 def test_seen_items_not_removed(healthy: Run, scorer: TwoTowerScorer):
     found = healthy.diagnose(recommend=lambda p: top_k(scorer, healthy.data, p, 10, remove_seen=False)[0])
     assert first(found) == "seen_not_removed"

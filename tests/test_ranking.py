@@ -187,7 +187,8 @@ def test_without_a_history_or_without_the_part_retrieval_decides(second, model, 
     )
     for user, history, k in ((1, None, 10), ({"age": 33}, [], 3), (None, None, 10)):
         assert both.recommend(user, history, k) == plain.recommend(user, history, k)
-    assert plain.recommend(1, [5, 6]).scores != both.recommend(1, [5, 6]).scores
+    for history in ([5, 6], [5, 10**9, 6]):
+        assert plain.recommend(1, history).scores != both.recommend(1, history).scores
 
 
 def test_a_second_stage_ranks_however_many_are_asked_for_or_left(second, data):

@@ -294,7 +294,7 @@ def test_a_crafted_manifest_chooses_nothing(change, message, tmp_path, monkeypat
     assert [p.name for p in tmp_path.iterdir()] == ["index"]  # nothing was created elsewhere
 
 
-@pytest.mark.parametrize("fault", ["wrong neighbours", "wrong distances", "nothing"])
+@pytest.mark.parametrize("fault", ["wrong neighbours", "short distances", "long distances", "nothing"])
 def test_a_broken_annoy_is_refused_with_the_cure(monkeypatch, fault):
     import annoy
 
@@ -303,7 +303,8 @@ def test_a_broken_annoy_is_refused_with_the_cure(monkeypatch, fault):
             rows, distances = super().get_nns_by_vector(vector, N, search_k, True)
             if fault == "wrong neighbours":
                 return rows[-n:], distances[-n:]
-            return (rows[:n], [d / 2 + 0.3 for d in distances[:n]]) if fault == "wrong distances" else ([], [])
+            wrong = {"short distances": 0.8, "long distances": 1.5}
+            return (rows[:n], [d * wrong[fault] for d in distances[:n]]) if fault in wrong else ([], [])
 
     monkeypatch.setattr(annoy, "AnnoyIndex", Broken)
     with pytest.raises(ValueError, match=r"wrong neighbours.*ANNOY_COMPILER_ARGS=.*annoy-mm"):

@@ -150,6 +150,7 @@ def test_seeing_nearly_everything_leaves_the_rest(recommender):
     ("call", "arguments", "message"),
     [
         ("recommend", {"history": ["Generated film 1"]}, "did you mean 'Generated film 1"),
+        ("recommend", {"history": ["ilm 1   "]}, "did you mean 'Generated film 1"),
         ("recommend", {"history": ["x" * 100_000]}, r"called 'x{30,40}\.\.\.x{30,40}'; nothing"),
         ("recommend", {"history": "Generated film 1"}, "is a list"),
         ("recommend", {"history": 5.0}, "is a list"),

@@ -85,6 +85,11 @@ def test_each_damage_is_found_and_its_mend_gives_the_same_data_back(clean, name)
     assert not found(describe_interactions(mended, SCHEMA, now=NOW))
 
 
+def test_where_everybody_has_many_rows_nobody_is_a_program():
+    rows = {"who": np.repeat(np.arange(30), 200), "what": np.tile(np.arange(200), 30), "when": NOW - np.arange(6000)}
+    assert "bots" not in found(describe_interactions(pd.DataFrame(rows), SCHEMA, now=NOW))
+
+
 def test_ids_of_several_kinds_become_one_kind_of_text(clean):
     kinds = [int, float, str]
     dirty = clean.assign(who=[kinds[n % 3](u) for n, u in enumerate(clean["who"])])

@@ -56,7 +56,7 @@ Small faults were planted in the library, the workspace, the diagnosis and the c
 a sample with a seed, in each module as many as its lines ask for, each operator of `tests/mutants/operators.py` in turn
 (a comparison that takes in its border, a sign or a lock dropped, arguments swapped, another axis, a guard or a
 statement left out and so on). Docstrings, annotations and texts are left alone. A fault is caught when a test fails;
-one that changes nothing that anybody could see counts as not caught, and is named below.
+what none notices is named below, those too that change nothing, *equivalent* ones.
 
 {whole}
 `make mutants` goes on with those of the sample that have not met the tests yet, and writes this page.
@@ -152,11 +152,18 @@ def identity(entry: dict[str, str]) -> tuple[str, ...]:
     return tuple(entry[name] for name in ("file", "operator", "code", "was", "now"))
 
 
+def score(record: list[dict[str, str]]) -> float:
+    """The share that is caught of the faults that change anything; equivalent ones, whose ``why`` says so, do not."""
+    caught = [bool(entry["caught_by"]) for entry in record if not entry["why"].startswith("equivalent")]
+    return sum(caught) / len(caught)
+
+
 def page(record: list[dict[str, str]]) -> str:
     """The record as a page: shares by module, and the survivors."""
     caught, of = Counter(e["file"] for e in record if e["caught_by"]), Counter(e["file"] for e in record)
-    share = sum(caught.values()) / len(record)
-    whole = f"**{sum(caught.values())} of {len(record)} planted so far are caught ({share:.1%}).**"
+    n = sum(caught.values())
+    whole = f"**{n} of {len(record)} are caught ({n / len(record):.1%})"
+    whole += f"; of those that change anything, {score(record):.1%}.**"
     parts = [HEAD.format(whole=whole), "| module | planted | caught |\n|---|---|---|\n"]
     parts += [f"| `{file}` | {of[file]} | {caught[file]} |\n" for file in sorted(of)]
     parts.append("\n## What no test catches\n\n| where | was | became | why |\n|---|---|---|---|\n")

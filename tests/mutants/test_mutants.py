@@ -68,3 +68,4 @@ def test_the_page_is_that_of_the_record_and_every_survivor_has_its_why():
     record = json.loads(mutants.RECORD.read_text(encoding="utf-8"))
     assert mutants.PAGE.read_text(encoding="utf-8") == mutants.page(record), "python tests/mutants/mutants.py --page"
     assert all(entry["caught_by"] or entry["why"] for entry in record)
+    assert mutants.score(record) >= 0.92
