@@ -115,4 +115,5 @@ def render(text: str, record: dict[str, dict]) -> str:
         versions = dict(package.split("==") for package in steps["tests"]["packages"])
         said = [f"{found['outcome']} ({found['date']})" for found in steps.values()]
         rows.append([python, KINDS[kind], *(versions.get(package, "–") for package in SHOWN), *said])
-    return fill_block(text, "versions", "\n".join(f"| {' | '.join(row)} |" for row in rows))
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows) if record else "Nothing has been run whole yet."
+    return fill_block(text, "versions", table)
