@@ -111,6 +111,7 @@ def test_ids_titles_and_numpy_values_mean_the_same(recommender, data):
         (1, None, "user", ()),
         ({"user_id": 1, "zip": 99999}, [], "user", ("zip 99999",)),
         (10**9, [2, 3], "history", (f"user_id {10**9}",)),
+        ({"gender": None, "age": 33}, None, "demographics", ()),
         ({"age": 33, "gender": None, "zip": float("nan"), "occupation": ""}, None, "demographics", ()),
         ({"gender": "X"}, None, "popularity", ("gender 'X'",)),
     ],
