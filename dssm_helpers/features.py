@@ -133,7 +133,8 @@ class RecencyPooling(nn.Module):
 
     def forward(self, embedded: Tensor, mask: Tensor) -> Tensor:
         relative = self.logits - self.logits.max()  # exp must not overflow
-        weight = torch.exp(self.SCALE * relative[: mask.shape[1]]) * mask
+        slots = torch.arange(mask.shape[1], device=mask.device)  # as a slice, torch 2.10 cannot export it
+        weight = torch.exp(self.SCALE * relative[slots]) * mask
         return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-9)
 
 

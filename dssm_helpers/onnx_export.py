@@ -129,6 +129,7 @@ def compress_onnx(source: str | Path, target: str | Path, variant: str) -> Path:
     proto = onnx.load(source)
     with write_atomically(target) as temporary, _quiet():
         if variant == "int8":
+            del proto.graph.value_info[:]  # inferred anew: a transposed weight may have kept its shape of before
             quantize_dynamic(proto, temporary, per_channel=True)
         else:
             for weight in proto.graph.initializer:

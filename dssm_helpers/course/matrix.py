@@ -18,7 +18,7 @@ from .venvs import virtual_environment
 
 KINDS = {"pinned": "all, as pinned", "lowest": "all, the lowest admitted", "core": "nothing optional"}
 TOOLS = ("nbmake", "packaging", "pytest")  # they run tests and notebooks; no part of the course needs them
-OTHERS = "network or release or book or browser or colab or notebooks or server"
+OTHERS = "network or release or slow or notebooks or server"
 STEPS = {"tests": ["-m", f"not ({OTHERS})", "tests"], "notebooks": ["--nbmake", "--nbmake-timeout=1800"]}
 SHOWN = ("torch", "numpy", "pandas", "scikit-learn", "onnxruntime")
 KEPT, PAGE, RECORD = ROOT / "artifacts" / "matrix", ROOT / "docs" / "versions.md", ROOT / "docs" / "versions.json"
