@@ -25,7 +25,7 @@ libraries, which cost nothing but are not open source; the CPU build brings none
 |---|---|---|---|
 """
 FREE = (  # how the names begin
-    "0BSD", "3-Clause BSD", "Apache", "BSD", "BSL-1.0", "CC0", "ISC", "MIT", "PSF", "Python Software Foundation",
+    "0BSD", "3-Clause BSD", "Apache", "BSD", "BSL-1.0", "CC0", "CMU License", "ISC", "MIT", "PSF", "Python Software Foundation",
     "Zlib",
 )  # fmt: skip
 NOTES = {

