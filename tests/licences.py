@@ -25,8 +25,8 @@ libraries, which cost nothing but are not open source; the CPU build brings none
 |---|---|---|---|
 """
 FREE = (  # how the names begin
-    "0BSD", "3-Clause BSD", "Apache", "BSD", "BSL-1.0", "CC0", "CMU License", "ISC", "MIT", "PSF", "Python Software Foundation",
-    "Zlib",
+    "0BSD", "3-Clause BSD", "Apache", "BSD", "BSL-1.0", "CC0", "CMU License", "ISC", "MIT", "PSF",
+    "Python Software Foundation", "Zlib",
 )  # fmt: skip
 NOTES = {
     "MPL": "yes; a changed file of it is passed on only with its source",

@@ -75,8 +75,8 @@ def test_python_versions_and_the_fix_for_each_system(monkeypatch, system, word):
         ("graphviz", ["dot"], {}, ""),
         ("graphviz", ["graphviz-pure"], {}, ""),
         ("graphviz", [], {}, "pip install graphviz-pure"),
-        ("packages", [], {"duckdb": "1.1.0rc1", "pyarrow": "100+cpu"}, ""),
-        ("packages", [], {"pyarrow": "9.10"}, 'pip install "duckdb>=1.1" "pyarrow>=17"'),
+        ("packages", [], {"duckdb": "1.5.0rc1", "pyarrow": "100+cpu"}, ""),
+        ("packages", [], {"pyarrow": "9.10"}, 'pip install "duckdb>=1.5" "pyarrow>=17"'),
     ],
 )
 def test_the_fix_names_what_is_missing_or_too_old_and_nothing_else(monkeypatch, part, programs, packages, fix):
