@@ -11,7 +11,6 @@ from importlib import metadata
 
 import licences
 import nbformat
-import onnxruntime
 import pytest
 from conftest import ROOT, notebook_paths
 from licences import PAGE, installed, locked, row, verdict
@@ -52,7 +51,7 @@ def test_every_package_has_a_licence_that_fits():
     assert sorted((name, version) for name, version, *_ in rows) == sorted(locked()), "make licences"
     names = {name for name, _ in locked()}
     found = {package: text for package, text in here.items() if package[0] in names}
-    assert len(found) > 100
+    assert len(found) > 50  # 72 without the optional parts
     assert not [package for package, text in found.items() if not verdict(text)], "whatever its version"
     same = set(locked()) & here.keys()
     assert not [package for package in same if row(package, here[package]) not in page], "make licences"
@@ -132,6 +131,7 @@ def test_an_import_that_asks_the_network_would_be_seen():
 
 
 def test_onnxruntime_is_told_to_send_no_events(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
     told = []
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: told.append(True))
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf):
