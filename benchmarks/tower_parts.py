@@ -446,16 +446,10 @@ class Cold(Setting):
         return rows[~self.is_cold[rows]]
 
 
-def genres_of(data: EncodedData) -> Tensor:
-    """Ones at (item, genre), ``[I, G]``."""
-    genres = F.one_hot(torch.from_numpy(data.item_columns["genres"]), len(data.vocabularies["genres"]))
-    return genres.amax(dim=1).index_fill(1, torch.tensor(PADDING), 0).float()
-
-
 def neighbours(setting: Cold, k: int = 10) -> Tensor:
     """The ``k`` warm items most like each cold one: genres (Jaccard), then a year less for thirty: ``[C, k]``."""
     data, counts = setting.data, setting.data.item_counts(setting.rows())
-    genres = genres_of(data)
+    genres = torch.from_numpy(data.multi_hot("genres")).float()
     year = torch.from_numpy(np.append([0, 0], data.vocabularies["year"].values))[data.item_columns["year"]].float()
     common, size = genres[setting.cold] @ genres.T, genres.sum(dim=1)
     alike = common / (size[setting.cold].unsqueeze(1) + size - common).clamp(min=1)

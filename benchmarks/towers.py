@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import tower_parts
 from torch import Tensor
-from tower_parts import LIKED, Cold, Setting, genres_of, neighbours, stars
+from tower_parts import LIKED, Cold, Setting, neighbours, stars
 from variants import MEASURES, Variant, compare, figures, read_variant
 
 from dssm_helpers.course.workspace import Workspace, code_digest
@@ -223,7 +223,7 @@ def short(found: Mapping[str, float]) -> dict[str, float]:
 def by_genre(setting: Cold) -> np.ndarray:
     """Ranks of cold targets by the share of their genres in the history times popularity; a cold item has the mean
     count of its genres' items."""
-    data, genres = setting.data, genres_of(setting.data)
+    data, genres = setting.data, torch.from_numpy(setting.data.multi_hot("genres")).float()
     counts = torch.from_numpy(data.item_counts(setting.rows())).float()
     warm = genres * ~setting.cold.unsqueeze(1)
     typical = genres @ (warm.T @ counts / warm.sum(dim=0).clamp(min=1)) / genres.sum(dim=1).clamp(min=1)

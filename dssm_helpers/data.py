@@ -68,6 +68,13 @@ class EncodedData:
         """How often each item is the target at ``positions``: ``[I]`` int64."""
         return np.bincount(self.item[positions], minlength=self.n_items)
 
+    def multi_hot(self, column: str) -> np.ndarray:
+        """Which values of an item column each item has: ``[I, V]`` bool; nothing has padding."""
+        found = np.zeros((self.n_items, len(self.vocabularies[column])), dtype=bool)
+        np.put_along_axis(found, self.item_columns[column].reshape(self.n_items, -1), True, axis=1)
+        found[:, PADDING] = False
+        return found
+
     def fingerprint(self) -> str:
         """SHA-256 over the interactions, the columns and the schema; artefacts carry it to know what made them."""
         found = hashlib.sha256(digest(self.schema.to_json()).encode())

@@ -66,6 +66,11 @@ class SequenceFeature:
 Feature = SparseFeature | SequenceFeature
 
 
+def column_of(feature: Feature) -> str:
+    """The column whose values are the rows of the feature's table: another's, where it shares that one's table."""
+    return getattr(feature, "shared_with", None) or feature.name
+
+
 def default_features(
     data: EncodedData,
     *,

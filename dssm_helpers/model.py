@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import Batch, Feature, Pooling, SequenceFeature
+from .features import Batch, Feature, Pooling, SequenceFeature, column_of
 from .vocabulary import PADDING, UNKNOWN, Vocabulary
 
 ACTIVATIONS = {"prelu": nn.PReLU, "relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -153,23 +153,31 @@ class DSSM(nn.Module):
         return self.logits(self.user_tower(batch), self.item_tower(batch).unsqueeze(1)).squeeze(1)
 
 
+def with_rows(model: DSSM, rows: Mapping[str, Sequence[int]]) -> DSSM:
+    """A copy whose table of each column in ``rows`` has those rows of the model's, in that order."""
+    changed = copy.deepcopy(model)
+    for old, new in ((model.item_tower, changed.item_tower), (model.user_tower, changed.user_tower)):
+        features = {feature.name: feature for feature in old.embedding.features}
+        for name, feature in features.items():
+            if (taken := rows.get(column_of(feature))) is not None:
+                table = new.embedding.tables[name]  # of a shared table one and the same, which gets its rows twice
+                table.weight = nn.Parameter(old.embedding.tables[name].weight.data[taken])
+                table.num_embeddings = len(taken)
+                features[name] = replace(feature, vocab_size=len(taken))
+        new.embedding.features = tuple(features.values())
+    return changed
+
+
 def grown(model: DSSM, vocabularies: Mapping[str, Vocabulary]) -> DSSM:
     """A copy with a table row for each value that the ``vocabularies`` got since (notebook 15, "A table grows").
 
     They are extensions of those the model was built with. A new row starts as a copy of row 1, "unknown": the copy says
     of a new id what the model says of an unknown one, and of everything else the same.
     """
-    model = copy.deepcopy(model)
-    for tower in (model.item_tower, model.user_tower):
-        embedding, sizes = tower.embedding, {}
-        for feature in embedding.features:
-            name, table = feature.name, embedding.tables[feature.name]  # of a shared table it is one and the same
-            sizes[name] = len(vocabularies[getattr(feature, "shared_with", None) or name])
-            unknown = table.weight.data[UNKNOWN].expand(sizes[name] - table.num_embeddings, -1)
-            table.weight = nn.Parameter(torch.cat([table.weight.data, unknown]))
-            table.num_embeddings = sizes[name]
-        embedding.features = tuple(replace(f, vocab_size=sizes[f.name]) for f in embedding.features)
-    return model
+    features = (*model.user_tower.embedding.features, *model.item_tower.embedding.features)
+    sizes = {column_of(feature): feature.vocab_size for feature in features}
+    rows = {name: [*range(size), *[UNKNOWN] * (len(vocabularies[name]) - size)] for name, size in sizes.items()}
+    return with_rows(model, rows)
 
 
 @contextmanager

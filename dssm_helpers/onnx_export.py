@@ -43,7 +43,7 @@ def export_onnx(
         raise ValueError(f"unknown part {part!r}; choose from {', '.join(PARTS)}")
     import torch
 
-    from .features import SequenceFeature
+    from .features import SequenceFeature, column_of
     from .model import FeatureEmbedding
 
     module = {"user": model.user_tower, "item": model.item_tower}.get(part, model)
@@ -55,7 +55,7 @@ def export_onnx(
         example[name] = next(model.parameters()).new_ones((2, 3) if sequence else 2, dtype=torch.int64)
         axes[name] = {0: "batch", 1: name} if sequence else {0: "batch"}
     sizes = {name: feature.vocab_size for name, feature in features.items()}
-    read = {getattr(feature, "shared_with", None) or name for name, feature in features.items()}
+    read = {column_of(feature) for feature in features.values()}
     digests = {name: digest(v.values.tolist()) for name, v in (vocabularies or {}).items() if name in read}
     temperature = float(torch.as_tensor(model.temperature).detach())  # which somebody may have made a parameter
     note = {"part": part, "dim": model.dim, "temperature": temperature, "vocab_sizes": sizes, "vocab_digests": digests}

@@ -16,7 +16,7 @@ from .features import BatchBuilder
 from .model import evaluation_mode
 from .onnx_export import write_onnx
 from .pairs import NEWEST, RETRIEVED, Lists, PairTables
-from .vocabulary import FIRST, PADDING
+from .vocabulary import FIRST
 
 
 def go_back(data: EncodedData, train: np.ndarray, last: int = 20) -> tuple[EncodedData, np.ndarray]:
@@ -51,10 +51,8 @@ def pair_tables(data: EncodedData, train: np.ndarray, scorer: TwoTowerScorer) ->
     vectors, columns = scorer.item_vectors.cpu().numpy().copy(), {}
     vectors[:FIRST] = 0  # what is unknown is like nothing
     for column in data.schema.of("item"):
-        values = data.item_columns[column.name].reshape(data.n_items, -1)  # [I, G]
-        ones = np.zeros((data.n_items, len(data.vocabularies[column.name])), dtype=np.float32)
-        np.put_along_axis(ones, values, 1, axis=1)
-        ones[:, PADDING] = ones[:FIRST] = 0
+        ones = data.multi_hot(column.name).astype(np.float32)
+        ones[:FIRST] = 0
         columns[column.name] = ones / np.linalg.norm(ones, axis=1, keepdims=True).clip(min=1)
     popularity = np.log1p(data.item_counts(train)).astype(np.float32)
     return PairTables(np.stack(similar).astype(np.float16), vectors, popularity, columns)

@@ -6,7 +6,6 @@ only NumPy, onnxruntime and the index library.
 
 from __future__ import annotations
 
-import copy
 import difflib
 import hashlib
 import json
@@ -120,19 +119,13 @@ def export_bundle(
 
 def _without_users(model: DSSM, data: EncodedData) -> tuple[DSSM, EncodedData]:
     """Copies that know no user: in place of all ids the id of nobody, whose rows are those of "unknown"."""
+    from .model import with_rows
+
     rows = [PADDING, UNKNOWN, UNKNOWN]
     nobody = Vocabulary("user_id", [""] if data.vocabularies["user_id"].is_text else [-(2**63)])
-    model = copy.deepcopy(model)
-    embedding = model.user_tower.embedding
-    if "user_id" in embedding.tables:
-        table = embedding.tables["user_id"]
-        table.weight = type(table.weight)(table.weight.data[rows])
-        table.num_embeddings = len(nobody)
-    features = (replace(f, vocab_size=len(nobody)) if f.name == "user_id" else f for f in embedding.features)
-    embedding.features = tuple(features)
     columns = {name: column[rows] for name, column in data.user_columns.items()}
     vocabularies = {**data.vocabularies, "user_id": nobody}
-    return model, replace(data, vocabularies=vocabularies, user_columns=columns)
+    return with_rows(model, {"user_id": rows}), replace(data, vocabularies=vocabularies, user_columns=columns)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dssm_helpers.data import REQUEST, SPLITS, encode, make_split, split_by_time
 from dssm_helpers.features import BatchBuilder
 from dssm_helpers.movielens import MovieLens, synthetic
 from dssm_helpers.schema import Column, Schema
-from dssm_helpers.vocabulary import UNKNOWN
+from dssm_helpers.vocabulary import FIRST, UNKNOWN
 
 GOOD = MovieLens("small", RATINGS, USERS, MOVIES)
 
@@ -95,6 +95,18 @@ def test_counts_and_histories_equal_a_loop(data, split):
     for position in (0, 17, len(data) - 1):
         before = (data.user == data.user[position]) & (np.arange(len(data)) < position)
         assert data.history(position).tolist() == data.item[before].tolist()
+
+
+def test_multi_hot_says_which_values_an_item_has(tables, data):
+    found, values = data.multi_hot("genres"), data.vocabularies["genres"].values
+    assert found.dtype == bool
+    assert found.shape == (data.n_items, len(values) + FIRST)
+    listed = tables.movies.set_index("movie_id")["genres"]
+    for item in range(FIRST, data.n_items):
+        raw = data.vocabularies["item_id"].decode([item])[0]
+        assert set(values[found[item, FIRST:]]) == set(listed[raw].split("|"))
+    assert np.array_equal(np.argwhere(found[:FIRST]), [[UNKNOWN, UNKNOWN]])
+    assert (data.multi_hot("year").sum(axis=1)[FIRST:] == 1).all()
 
 
 def test_fingerprint_notices_a_change(tables, data):

@@ -101,9 +101,8 @@ def train(model: DSSM, data: EncodedData, rows: np.ndarray | None = None, **sett
 def alike(before: EncodedData, after: EncodedData, n: int = 20) -> np.ndarray:
     """For each item that ``before`` did not have, the ``n`` it had whose genres agree best (common ones among those of
     either), of equals the popular ones first: ``[new, n]``."""
-    listed, n_known = after.item_columns["genres"], before.n_items
-    genres = np.stack([(listed == genre).any(axis=1) for genre in range(FIRST, listed.max() + 1)], axis=1)
-    known, new = genres[FIRST:n_known], genres[n_known:, None]  # [I, G], [new, 1, G]
+    genres = after.multi_hot("genres")
+    known, new = genres[FIRST : before.n_items], genres[before.n_items :, None]  # [I, G], [new, 1, G]
     agreement = (new & known).sum(axis=2) / (new | known).sum(axis=2).clip(1)  # [new, I]
     counts = before.item_counts(np.arange(len(before)))[FIRST:]
     return FIRST + np.lexsort((np.broadcast_to(-counts, agreement.shape), -agreement))[:, :n]
