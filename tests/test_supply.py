@@ -18,7 +18,7 @@ from licences import PAGE, installed, locked, row, verdict
 from packaging.requirements import Requirement
 from test_repository import README, pinned
 
-from dssm_helpers.course.supply import LOCK, pin, report
+from dssm_helpers.course.supply import LOCK, OF_A_BUILD, pin, report
 from dssm_helpers.onnx_export import open_session
 
 TEXT = LOCK.read_text(encoding="utf-8")
@@ -40,8 +40,7 @@ def test_the_lock_is_closed():
     for name, _ in set(locked()) & installed().keys():
         for line in metadata.requires(name) or []:
             need = Requirement(line)
-            of_a_build = name == "torch" and re.match("nvidia|cuda|triton", need.name)
-            if not of_a_build and (need.marker is None or need.marker.evaluate({"extra": ""})):
+            if not re.fullmatch(OF_A_BUILD, need.name) and (need.marker is None or need.marker.evaluate({"extra": ""})):
                 assert re.sub("[-_.]+", "-", need.name).lower() in names, f"{name} needs {line}: lock again"
 
 

@@ -13,6 +13,7 @@ from .runner import ROOT
 from .venvs import virtual_environment
 
 LOCK = ROOT / "requirements.lock"
+OF_A_BUILD = r"torch|triton|(?:cuda|nvidia)-[\w.-]+"  # names of packages that each build of torch has its own of
 HEAD = """\
 # Every package of requirements.txt and all that they need on Linux, macOS and Windows, Python 3.11 and later, with the
 # SHA-256 of each file that PyPI has of it; `python -m dssm_helpers.course lock` writes it. To install exactly these:
@@ -34,7 +35,7 @@ def lock() -> None:
     options = "--no-config --no-header --universal --python-version 3.11 --generate-hashes --system-certs --quiet"
     command = [python, "-m", "uv", "pip", "compile", *options.split(), "--default-index", "https://pypi.org/simple"]
     done = subprocess.run([*command, "requirements.txt"], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    text = re.sub(r"^(torch|triton|(cuda|nvidia)-[\w.-]+)==.*\n( .*\n)*", "", done.stdout, flags=re.M)
+    text = re.sub(rf"^({OF_A_BUILD})==.*\n( .*\n)*", "", done.stdout, flags=re.M)
     with write_atomically(LOCK) as temporary:
         temporary.write_text(HEAD.format(torch=pin("torch")) + text, encoding="utf-8")
 
