@@ -156,15 +156,17 @@ class DSSM(nn.Module):
 def with_rows(model: DSSM, rows: Mapping[str, Sequence[int]]) -> DSSM:
     """A copy whose table of each column in ``rows`` has those rows of the model's, in that order."""
     changed = copy.deepcopy(model)
-    for old, new in ((model.item_tower, changed.item_tower), (model.user_tower, changed.user_tower)):
-        features = {feature.name: feature for feature in old.embedding.features}
+    for old, new in zip(model.modules(), changed.modules(), strict=True):
+        if not isinstance(old, FeatureEmbedding):
+            continue
+        features = {feature.name: feature for feature in old.features}
         for name, feature in features.items():
             if (taken := rows.get(column_of(feature))) is not None:
-                table = new.embedding.tables[name]  # of a shared table one and the same, which gets its rows twice
-                table.weight = nn.Parameter(old.embedding.tables[name].weight.data[taken])
+                table = new.tables[name]  # of a shared table one and the same, which gets its rows twice
+                table.weight = nn.Parameter(old.tables[name].weight.data[taken])
                 table.num_embeddings = len(taken)
                 features[name] = replace(feature, vocab_size=len(taken))
-        new.embedding.features = tuple(features.values())
+        new.features = tuple(features.values())
     return changed
 
 
@@ -174,9 +176,10 @@ def grown(model: DSSM, vocabularies: Mapping[str, Vocabulary]) -> DSSM:
     They are extensions of those the model was built with. A new row starts as a copy of row 1, "unknown": the copy says
     of a new id what the model says of an unknown one, and of everything else the same.
     """
-    features = (*model.user_tower.embedding.features, *model.item_tower.embedding.features)
-    sizes = {column_of(feature): feature.vocab_size for feature in features}
-    rows = {name: [*range(size), *[UNKNOWN] * (len(vocabularies[name]) - size)] for name, size in sizes.items()}
+    rows = {}
+    for feature in (f for module in model.modules() if isinstance(module, FeatureEmbedding) for f in module.features):
+        column, size = column_of(feature), feature.vocab_size
+        rows[column] = [*range(size), *[UNKNOWN] * (len(vocabularies[column]) - size)]
     return with_rows(model, rows)
 
 

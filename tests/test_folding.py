@@ -11,6 +11,7 @@ from dssm_helpers.evaluation import TwoTowerScorer, rank_targets, top_k
 from dssm_helpers.folding import fold
 from dssm_helpers.serving import Recommender, export_bundle
 from dssm_helpers.training import Trainer, TrainingConfig
+from dssm_helpers.vocabulary import FIRST
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +84,13 @@ def test_a_bundle_of_a_folded_model_answers_as_it_is_evaluated(folded, data, bat
         answer = recommender.recommend(*users.decode([data.user[position]]), movies.decode(data.history(position)), k=5)
         assert answer.item_ids == movies.decode(row)
     assert rank_targets(TwoTowerScorer(folded, batches), data, split.test).min() >= 1
+
+
+@pytest.mark.parametrize("users", [True, False])
+def test_a_bundle_without_users_has_them_from_none_of_the_models(folded, data, split, tmp_path, users):
+    folder = export_bundle(tmp_path / "bundle", folded, data, split.train, users=users)
+    content = (folder / "user_tower.onnx").read_bytes()
+    for tower in folded.user_tower.towers:
+        row = tower.embedding.tables["user_id"].weight[FIRST].detach().numpy()
+        assert (row.tobytes() in content) == users
+    assert len(Recommender.load(folder).recommend(history=[2, 3], k=5)) == 5
