@@ -236,25 +236,26 @@ def by_genre(setting: Cold) -> np.ndarray:
     return rank_targets(scorer, data, setting.asked)
 
 
-GROUPS = ((0, 1, 2), (3, 4, 5), (6, 7, 8))  # seeds of three models told the time, folded into one
+SIZES, CHOSEN = (1, 2, 3, 5, 7), 3  # models told the time that are folded into one: those tried, the fewest that pass
 
 
-def folded(ws: Workspace) -> list[TwoTowerScorer]:
-    """Of each group one model no wider than the default."""
-    batches = ws.batches_of("best")
+def folded(ws: Workspace, size: int) -> list[TwoTowerScorer]:
+    """Fifteen seeds, ``size`` at a time, as models no wider than the default."""
+    batches, models = ws.batches_of("best"), [ws.trained("best", seed)[0] for seed in range(15)]
     rows = np.random.default_rng(0).choice(ws.split.train, min(len(ws.split.train), 8192), replace=False)
-    models = [[ws.trained("best", seed)[0] for seed in group] for group in GROUPS]
-    return [TwoTowerScorer(fold(group, batches, rows), batches) for group in models]
+    groups = [models[start : start + size] for start in range(0, len(models) - size + 1, size)]
+    return [TwoTowerScorer(fold(group, batches, rows), batches) for group in groups]
 
 
-def final(ws: Workspace, part: str) -> dict[str, Any]:
-    """The best, chosen on validation, on one part of the split, beside the default."""
-    positions, ranks = getattr(ws.split, part), {}
-    found = {"default": [ws.scorer("dssm", seed) for seed in range(5)], "best": folded(ws)}
-    if part == "validation":
-        found["one of three"] = [ws.scorer("best", seed) for seed in range(5)]
-    for name, scorers in found.items():
-        ranks[name] = np.array([rank_targets(scorer, scorer.batches.data, positions) for scorer in scorers])
+def final(ws: Workspace, part: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Models folded of so many, by name, on one part of the split, beside the default."""
+    positions = getattr(ws.split, part)
+    found = {"default": [ws.scorer("dssm", seed) for seed in range(5)]}
+    found |= {name: folded(ws, size) for name, size in sizes.items()}
+    ranks = {
+        name: np.array([rank_targets(scorer, scorer.batches.data, positions) for scorer in scorers])
+        for name, scorers in found.items()
+    }
     if part == "test":
         ranks["sasrec"] = np.array(list(shared.read_json(shared.HERE / "sasrec_ranks.json")["test"].values()))
     spread = ranges(ranks["default"])
@@ -262,15 +263,13 @@ def final(ws: Workspace, part: str) -> dict[str, Any]:
     for name, of in ranks.items():
         section[name] = {"seeds": len(of), **figures(of), "difference": compare(of, ranks["default"])}
         section[name]["passes"] = passes(section[name]["difference"], spread)
-    if part == "test":
-        section["to_sasrec"] = compare(ranks["best"], ranks["sasrec"])
-    section["difference"] = section["best"]["difference"]
     return section
 
 
 def test(ws: Workspace) -> None:
-    """The sections ``chosen`` (validation) and ``test``: three models told the time, folded into one."""
-    keep(ws, [], chosen=final(ws, "validation"), test=final(ws, "test"))
+    """The sections ``chosen`` (validation: how many are folded) and ``test``: those chosen, and no others."""
+    chosen = final(ws, "validation", {f"{size} folded": size for size in SIZES})
+    keep(ws, [], chosen=chosen, test=final(ws, "test", {"best": CHOSEN}))
 
 
 def judged(ws: Workspace, name: str, ranks: np.ndarray, default: np.ndarray) -> dict[str, Any]:
