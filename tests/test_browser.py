@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import nbformat
 import pytest
@@ -112,17 +113,18 @@ def open_and_run(page, address: str, name: str) -> nbformat.NotebookNode:
     choose(page, "Run", "runmenu:run-all")
     path = FOLDER / "notebooks" / name
 
-    def finished() -> bool:  # what is on the page tells nothing of folded cells, so the saved file is asked
+    def finished() -> nbformat.NotebookNode | None:
+        """The page tells nothing of folded cells, so the saved file is asked: once, as the next save may be at work."""
         choose(page, "File", "docmanager:save")
         try:
-            code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+            saved = nbformat.read(path, as_version=4)
         except nbformat.reader.NotJSONError:  # it is being written
-            return False
+            return None
+        code = [c for c in saved.cells if c.cell_type == "code"]
         failed = any(output.output_type == "error" for c in code for output in c.outputs)
-        return failed or all(c.execution_count for c in code)
+        return saved if failed or all(c.execution_count for c in code) else None
 
-    until(finished, seconds=600, pause=2)
-    return nbformat.read(path, as_version=4)
+    return until(finished, seconds=600, pause=2)
 
 
 def unfold_solution(page):
@@ -139,11 +141,13 @@ def choose(page, menu: str, command: str) -> None:
     page.click(f".lm-Menu-item[data-command='{command}']")
 
 
-def until(condition: Callable[[], bool], seconds: float = 120, pause: float = 0.5) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120, pause: float = 0.5) -> Any:
+    """What the condition returns when it is true of something."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, "waited too long"
         time.sleep(pause)
+    return found
 
 
 @pytest.mark.parametrize("number", SHOWN)
