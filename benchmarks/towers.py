@@ -239,9 +239,9 @@ def by_genre(setting: Cold) -> np.ndarray:
 SIZES, CHOSEN = (1, 2, 3, 5, 7), 3  # models told the time that are folded into one: those tried, the fewest that pass
 
 
-def folded(ws: Workspace, size: int) -> list[TwoTowerScorer]:
-    """Fifteen seeds, ``size`` at a time, as models no wider than the default."""
-    batches, models = ws.batches_of("best"), [ws.trained("best", seed)[0] for seed in range(15)]
+def folded(ws: Workspace, models: Sequence[DSSM], size: int) -> list[TwoTowerScorer]:
+    """The models told the time, ``size`` at a time, as ones no wider than the default."""
+    batches = ws.batches_of("best")
     rows = np.random.default_rng(0).choice(ws.split.train, min(len(ws.split.train), 8192), replace=False)
     groups = [models[start : start + size] for start in range(0, len(models) - size + 1, size)]
     return [TwoTowerScorer(fold(group, batches, rows), batches) for group in groups]
@@ -249,9 +249,9 @@ def folded(ws: Workspace, size: int) -> list[TwoTowerScorer]:
 
 def final(ws: Workspace, part: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Models folded of so many, by name, on one part of the split, beside the default."""
-    positions = getattr(ws.split, part)
+    positions, models = getattr(ws.split, part), [ws.trained("best", seed)[0] for seed in range(15)]
     found = {"default": [ws.scorer("dssm", seed) for seed in range(5)]}
-    found |= {name: folded(ws, size) for name, size in sizes.items()}
+    found |= {name: folded(ws, models, size) for name, size in sizes.items()}
     ranks = {
         name: np.array([rank_targets(scorer, scorer.batches.data, positions) for scorer in scorers])
         for name, scorers in found.items()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import Batch, BatchBuilder
-from .model import DSSM, FeatureEmbedding, Tower, evaluation_mode
+from .model import DSSM, Tower, evaluation_mode
 from .vocabulary import FIRST
 
 
@@ -26,11 +26,6 @@ class FoldedTower(nn.Module):
         super().__init__()
         self.towers, self.longest = nn.ModuleList(towers), longest
         self.register_buffer("fold", fold)
-
-    @property
-    def embedding(self) -> FeatureEmbedding:
-        """Of the first tower; all have the same features."""
-        return self.towers[0].embedding
 
     def forward(self, batch: Batch) -> Tensor:
         vector = torch.cat([tower(batch) for tower in self.towers], dim=1) @ self.fold

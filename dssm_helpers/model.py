@@ -153,6 +153,11 @@ class DSSM(nn.Module):
         return self.logits(self.user_tower(batch), self.item_tower(batch).unsqueeze(1)).squeeze(1)
 
 
+def features_of(module: nn.Module) -> dict[str, Feature]:
+    """What a model, or one of its towers, reads, by name; of models side by side each has the same."""
+    return {f.name: f for part in module.modules() if isinstance(part, FeatureEmbedding) for f in part.features}
+
+
 def with_rows(model: DSSM, rows: Mapping[str, Sequence[int]]) -> DSSM:
     """A copy whose table of each column in ``rows`` has those rows of the model's, in that order."""
     changed = copy.deepcopy(model)
@@ -177,7 +182,7 @@ def grown(model: DSSM, vocabularies: Mapping[str, Vocabulary]) -> DSSM:
     of a new id what the model says of an unknown one, and of everything else the same.
     """
     rows = {}
-    for feature in (f for module in model.modules() if isinstance(module, FeatureEmbedding) for f in module.features):
+    for feature in features_of(model).values():
         column, size = column_of(feature), feature.vocab_size
         rows[column] = [*range(size), *[UNKNOWN] * (len(vocabularies[column]) - size)]
     return with_rows(model, rows)

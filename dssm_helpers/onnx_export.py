@@ -44,10 +44,10 @@ def export_onnx(
     import torch
 
     from .features import SequenceFeature, column_of
-    from .model import FeatureEmbedding
+    from .model import features_of
 
     module = {"user": model.user_tower, "item": model.item_tower}.get(part, model)
-    features = {f.name: f for m in module.modules() if isinstance(m, FeatureEmbedding) for f in m.features}
+    features = features_of(module)
     example, axes = {}, {}
     for name, feature in features.items():
         sequence = isinstance(feature, SequenceFeature)

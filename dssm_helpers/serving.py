@@ -80,10 +80,12 @@ def export_bundle(
     What remains are counts and vectors over all users, and the values that their columns have (one may be of a single
     person; a zip code is kept to its first three digits).
     """
-    history = next((f for f in model.user_tower.embedding.features if f.name == "history"), None)
+    from .model import features_of
+
+    history = features_of(model.user_tower).get("history")
     if history is None:
         raise ValueError("a Recommender answers from a history; this model's user tower has no feature 'history'")
-    seen = {f.name for tower in (model.user_tower, model.item_tower) for f in tower.embedding.features}
+    seen = features_of(model).keys()
     fields = {
         "dataset": data.name,
         "schema": replace(data.schema, columns=tuple(c for c in data.schema.columns if c.name in seen)).to_json(),
