@@ -183,7 +183,7 @@ def test_a_server_that_goes_away_is_an_error_in_time_and_its_return_finds_everyt
             except pymilvus.MilvusException as error:
                 errors.append((time.monotonic() - started, str(error)))
 
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     time.sleep(1)
     server.stop()

@@ -364,13 +364,15 @@ def test_weeks_go_live_and_back_under_load_without_a_mixture(bundle, next_week, 
 
     with ThreadPoolExecutor(3) as pool:
         clients = [pool.submit(client, seed) for seed in range(3)]
-        begun.wait()
-        for path in (next_week, bundle, next_week, bundle):
-            tomorrow = Recommender.load(path)
-            assert len(tomorrow.recommend(*requests[0])) == 10
-            live[0] = tomorrow
-            time.sleep(0.1)
-        stop.set()
+        try:
+            begun.wait()
+            for path in (next_week, bundle, next_week, bundle):
+                tomorrow = Recommender.load(path)
+                assert len(tomorrow.recommend(*requests[0])) == 10
+                live[0] = tomorrow
+                time.sleep(0.1)
+        finally:
+            stop.set()
     told = [[alone[week][number] == answer for week in (0, 1)] for done in clients for number, answer in done.result()]
     assert all(map(any, told))  # none that no bundle gives by itself
     assert all(np.sum(told, axis=0) > 10)  # and both weeks were live

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -43,3 +45,15 @@ def test_an_open_exercise_is_no_failure_in_the_open_notebooks_alone(monkeypatch)
         assert os.environ.get("DSSM_STRICT") == strict
         running.close()
         assert os.environ["DSSM_STRICT"] == "1"
+
+
+def test_a_test_that_waits_for_ever_is_named_and_the_others_go_on(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import threading\ndef test_waits():\n    threading.Event().wait()\ndef test_goes_on():\n    pass\n"
+    )
+    settings = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-o", "faulthandler_timeout=5"]
+    command = [sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", *settings, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "crashed while running 'test_it.py::test_waits'" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
+    assert "in test_waits" in done.stderr
