@@ -41,7 +41,8 @@ class MilvusIndex(Index):
         seldom = {"grpc.keepalive_time_ms": 300_000}  # a server takes frequent pings for an attack, and logs it
         pymilvus = library("pymilvus")
         try:
-            self._client = pymilvus.MilvusClient(uri, token=token, grpc_options=seldom)
+            alone = self.options["uri"] is None  # else clients share a connection, which outlives them
+            self._client = pymilvus.MilvusClient(uri, token=token, grpc_options=seldom, dedicated=alone)
             known = self._client.has_collection(self._name)  # clients share a connection, which may be gone
         except pymilvus.MilvusException as error:  # whose words are the same for no server and a wrong token
             details = getattr(error.__cause__, "details", lambda: "no details")()
@@ -113,4 +114,7 @@ class MilvusIndex(Index):
 
     def close(self) -> None:
         self._client.close()
+        if self.options["uri"] is None:  # its server, a thread that holds the vectors, would stay
+            servers = library("milvus_lite.server_manager").server_manager_instance
+            servers.release_server(f"{self._folder.name}/milvus.db")
         self._folder.cleanup()

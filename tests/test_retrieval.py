@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 from conftest import notebook_definitions
 from sklearn.metrics.pairwise import cosine_similarity
@@ -330,6 +331,19 @@ def test_building_into_a_milvus_elsewhere_removes_nothing_and_saves_no_address(b
     assert sorted(reopened.ids) == sorted([*IDS, 9999])
     assert reopened.search(np.stack([-VECTORS[0], VECTORS[200]]), 1)[0].tolist() == [[9999], [IDS[200]]]
     reopened.close()
+
+
+def test_a_private_milvus_ends_when_it_is_closed():
+    def connected() -> set:
+        return {(place.laddr, place.raddr) for place in psutil.Process().net_connections()}
+
+    before, until = connected(), time.monotonic() + 20
+    index = build_index(VECTORS, IDS, backend="milvus")
+    assert connected() - before
+    index.close()
+    while (left := connected() - before) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not left
 
 
 def test_a_large_catalogue_reaches_milvus_in_several_requests(built):
