@@ -11,6 +11,7 @@ import torch
 from conftest import encoded
 from safetensors.torch import load_file
 from torch import nn
+from torch._inductor import config as inductor
 
 from dssm_helpers.data import split_by_time
 from dssm_helpers.evaluation import Popularity, chance_level, evaluate, metrics, rank_targets
@@ -143,6 +144,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(trained, path, monkeypatch, ob
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("objective", ["in_batch", "list_wise"])
+@inductor.patch(compile_threads=1)  # here, and not in a pool of processes
 def test_compiled_towers_train_alike_and_leave_the_model_as_it_is(untrained, split, validate, objective):
     compiled, losses, names = [], [], []
 
