@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tempfile import TemporaryDirectory
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,8 +16,8 @@ class MilvusIndex(Index):
     With ``uri`` (a server's ``"http://host:19530"``, or a file of your own) the vectors live there, others see an
     upsert at once, and :meth:`save` writes neither them nor where they are. The ``token``, ``"user:password"`` or an
     API key, stays with the client alone. Building into a collection that exists upserts into it: nothing is ever
-    deleted, and a collection of something else is refused. No answer, or a wrong token, is a ConnectionError; a server
-    that goes away later, pymilvus' own, and the client finds it again.
+    deleted, and a collection of something else is refused. No answer, or a wrong token, is a ConnectionError. A server
+    that goes away later is pymilvus' own, one that takes longer than ``timeout`` seconds gRPC's; both are found again.
 
     Tried with Milvus Lite 3.2 and with a server, Milvus 2.3.5 (``tests/test_milvus_server.py``).
     """
@@ -26,8 +26,9 @@ class MilvusIndex(Index):
     DEFAULTS: ClassVar = {  # index_type: HNSW, FLAT, IVF_FLAT or AUTOINDEX
         "uri": None, "token": "", "collection": "items", "index_type": "HNSW",
         "M": 32, "efConstruction": 100, "ef": 64, "nlist": 128, "nprobe": 16,
+        "timeout": 60,  # seconds for an answer; building a large index may need more
     }  # fmt: skip
-    TUNABLE = ("ef", "nprobe")
+    TUNABLE = ("ef", "nprobe", "timeout")
 
     def _connect(self) -> bool:
         """Whether our collection is there; one of something else is refused."""
@@ -43,22 +44,26 @@ class MilvusIndex(Index):
         try:
             alone = self.options["uri"] is None  # else clients share a connection, which outlives them
             self._client = pymilvus.MilvusClient(uri, token=token, grpc_options=seldom, dedicated=alone)
-            known = self._client.has_collection(self._name)  # clients share a connection, which may be gone
+            known = self._ask("has_collection")  # clients share a connection, which may be gone
         except pymilvus.MilvusException as error:  # whose words are the same for no server and a wrong token
             details = getattr(error.__cause__, "details", lambda: "no details")()
             raise ConnectionError(f"{error.message}: {details}") from error
         if not known:
             return False
-        described = self._client.describe_collection(self._name)["fields"]
+        described = self._ask("describe_collection")["fields"]
         fields = {field["name"]: field["params"].get("dim") for field in described}
         if fields != {"item_id": None, "item_vector": self.dim}:
             theirs = f"collection {self._name!r} holds {fields}, not item vectors of {self.dim} dimensions"
             raise ValueError(f"{theirs}; it stays as it is, choose another collection=")
         return True
 
+    def _ask(self, what: str, *arguments: Any, **options: Any) -> Any:
+        """A call about our collection, which pymilvus alone would wait for without end."""
+        return getattr(self._client, what)(self._name, *arguments, timeout=self.options["timeout"], **options)
+
     def _load(self) -> None:
-        self._client.load_collection(self._name)
-        rows = self._client.query(self._name, filter="item_id >= 0", output_fields=["item_id"])
+        self._ask("load_collection")
+        rows = self._ask("query", filter="item_id >= 0", output_fields=["item_id"])
         self.ids = np.array([row["item_id"] for row in rows], dtype=np.int64)
 
     def _build(self, vectors: np.ndarray) -> None:
@@ -66,16 +71,16 @@ class MilvusIndex(Index):
             types, schema = library("pymilvus").DataType, self._client.create_schema()
             schema.add_field("item_id", types.INT64, is_primary=True)
             schema.add_field("item_vector", types.FLOAT_VECTOR, dim=self.dim)
-            self._client.create_collection(self._name, schema=schema, consistency_level="Strong")
+            self._ask("create_collection", schema=schema, consistency_level="Strong")
         self._add(vectors, self.ids, self.ids)
-        self._client.flush(self._name)  # before create_index: until then not even its field names are checked
-        if not self._client.list_indexes(self._name):
+        self._ask("flush")  # before create_index: until then not even its field names are checked
+        if not self._ask("list_indexes"):
             index, kind = self._client.prepare_index_params(), self.options["index_type"]
             dials = {"HNSW": ("M", "efConstruction"), "IVF_FLAT": ("nlist",)}.get(kind, ())
             # Nested, because pymilvus sends a flat dict key by key, which a server reads and Milvus Lite overlooks.
             params = {"params": {dial: self.options[dial] for dial in dials}}
             index.add_index("item_vector", index_type=kind, metric_type="IP", params=params)
-            self._client.create_index(self._name, index)
+            self._ask("create_index", index)
         self._load()
 
     def _search(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
@@ -85,26 +90,26 @@ class MilvusIndex(Index):
         params = {"params": dials.get(self.options["index_type"], {})}
         for start in range(0, len(queries), 1024):
             part = list(queries[start : start + 1024])
-            for hits in self._client.search(self._name, part, only, n, ["item_id"], params):
+            for hits in self._ask("search", part, only, n, ["item_id"], params):
                 yield np.array([hit["item_id"] for hit in hits]), np.array([hit["distance"] for hit in hits])
 
     def _search_all(self, queries: np.ndarray, n: int, inside: np.ndarray) -> Answers:
         """Of what is still there: another client may have deleted some."""
-        left = self._client.get(self._name, inside.tolist(), output_fields=["item_id"])
+        left = self._ask("get", inside.tolist(), output_fields=["item_id"])
         inside = inside[np.isin(inside, [item["item_id"] for item in left])]
         if len(inside) == 0:
             return [(inside, np.empty(0))] * len(queries)
         return super()._search_all(queries, min(n, len(inside)), inside)
 
     def _vectors_of(self, ids: np.ndarray) -> np.ndarray:
-        found = {item["item_id"]: item["item_vector"] for item in self._client.get(self._name, ids.tolist())}
+        found = {item["item_id"]: item["item_vector"] for item in self._ask("get", ids.tolist())}
         return np.array([found[item] for item in ids.tolist()], dtype=np.float32)
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray, replaced: np.ndarray) -> None:
         items = [{"item_id": item, "item_vector": vector} for item, vector in zip(ids.tolist(), vectors, strict=True)]
         step = max(1, 2**22 // self.dim)  # 16 MB a request, well below the server's limit
         for start in range(0, len(items), step):
-            self._client.upsert(self._name, items[start : start + step])
+            self._ask("upsert", items[start : start + step])
 
     def open(self) -> None:
         """Use what lives at ``uri`` as it is."""

@@ -1,7 +1,7 @@
 """Every notebook as on Colab: alone in an empty folder with the wheel, beside the packages that Colab brings.
 
-In CI the notebooks share one environment and one artefact folder, so extras are installed and models trained once.
-With ``DSSM_COLAB_ALONE=1`` (``make colab-check``) each starts from nothing.
+In CI the notebooks run on generated data and share one environment and one artefact folder, so extras are installed and
+models trained once. With ``DSSM_COLAB_ALONE=1`` (``make colab-check``) each starts from nothing, on MovieLens.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ def test_a_notebook_runs_with_nothing_but_itself_and_the_wheel(path, wheel, room
     leave_out = ("PYTHONPATH", "DSSM_STRICT", "VIRTUAL_ENV", "JUPYTER_PATH")
     environment = {name: value for name, value in os.environ.items() if name not in leave_out}
     environment |= {"DSSM_SEEDS": "1", "DSSM_ARTIFACTS_DIR": str(artifacts), "DSSM_DATA_DIR": str(data_dir())}
+    if not ALONE:
+        environment["DSSM_DATASET"] = "synthetic"
     versions = [str(python), "-c", VERSIONS, *KEPT]
     before = subprocess.check_output(versions, text=True)
     command = [str(python), "-c", EXECUTE, path.name]

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import ROOT, make_model
 
@@ -24,6 +25,7 @@ from dssm_helpers.retrieval import build_index, load_index
 from dssm_helpers.serving import Recommender, export_bundle
 
 pymilvus = pytest.importorskip("pymilvus", reason="pip install pymilvus milvus-lite")
+grpc = pytest.importorskip("grpc")  # which pymilvus brings
 
 SUITABLE = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
 pytestmark = [
@@ -168,6 +170,23 @@ def test_a_wrong_token_is_named_and_not_shown(server, token, details):
 def test_nobody_there():
     with pytest.raises(ConnectionError, match=r"Fail connecting to server on 127.0.0.1:9,.*: failed to connect"):
         build_index(VECTORS, IDS, backend="milvus", uri="http://127.0.0.1:9")
+
+
+def test_a_server_that_is_stuck_is_an_error_in_time(server, opened):
+    index, parts = opened(), psutil.Process(server.process.pid).children(recursive=True)
+    index.tune(timeout=2)
+    for part in parts:
+        part.suspend()
+    started = time.monotonic()
+    try:
+        with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
+            index.search(QUERIES, 10)
+    finally:
+        for part in parts:
+            part.resume()
+    assert 2 <= time.monotonic() - started < 10
+    index.tune(timeout=60)
+    assert (index.search(QUERIES, 10)[0] == expected()[0]).all()
 
 
 def test_a_server_that_goes_away_is_an_error_in_time_and_its_return_finds_everything(server, opened, tmp_path):
