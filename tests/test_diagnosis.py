@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import notebook_paths
+from conftest import encoded, notebook_paths
 from torch import nn
 
 from dssm_helpers.course import diagnosis
 from dssm_helpers.course.diagnosis import SEVERITIES, Diagnosis, Finding, diagnose
-from dssm_helpers.data import EncodedData, Split
+from dssm_helpers.data import EncodedData, Split, split_by_time
 from dssm_helpers.evaluation import Popularity, TwoTowerScorer, top_k
 from dssm_helpers.features import BatchBuilder
 from dssm_helpers.model import DSSM
+from dssm_helpers.movielens import synthetic
 from dssm_helpers.objectives import TrainingConfig
 from dssm_helpers.recipes import Recipe, build_model
 from dssm_helpers.training import Diverged, Trainer
@@ -357,6 +358,18 @@ def test_lists_of_the_popular_of_the_unpopular_and_at_chance(healthy: Run):
     assert "recall_at_chance" in unpopular
     assert not {"only_popular", "too_unpopular"} & set(unpopular)  # a correction is on, so nothing punishes the popular
     assert "too_unpopular" in names(healthy.diagnose(scorer=lambda p: -popular(p), config=uncorrected))
+
+
+def test_between_chance_and_popularity():
+    data = encoded(synthetic(60_000, 4000, 200))
+    popular = Popularity(data, (split := split_by_time(data)).train)
+    model, batches = build_model(data, RECIPE), BatchBuilder(data, max_history=10)
+
+    def two_of_three(positions):  # the third list is upside down
+        return popular(positions) * torch.where(torch.as_tensor(positions) % 3 > 0, 1.0, -1.0)[:, None]
+
+    assert "below_popularity" in names(diagnose(model, batches, split=split, scorer=two_of_three))
+    assert "below_popularity" not in names(diagnose(model, batches, split=split, scorer=popular))
 
 
 @pytest.mark.parametrize(
