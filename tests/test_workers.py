@@ -51,7 +51,7 @@ def test_a_test_that_waits_for_ever_is_named_and_the_others_go_on(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import threading\ndef test_waits():\n    threading.Event().wait()\ndef test_goes_on():\n    pass\n"
     )
-    settings = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-o", "faulthandler_timeout=5"]
+    settings = ["-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, "-o", "faulthandler_timeout=2"]
     command = [sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider", *settings, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "crashed while running 'test_it.py::test_waits'" in done.stdout
