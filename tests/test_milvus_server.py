@@ -68,7 +68,7 @@ class Server:
             try:
                 client(self).close()  # it writes, and so waits for all parts of the server
                 return
-            except (ConnectionError, pymilvus.MilvusException):
+            except (ConnectionError, pymilvus.MilvusException, grpc.RpcError):
                 time.sleep(0.5)
         raise RuntimeError(f"no Milvus server after {180} s; its log is in {self.folder}/logs")
 

@@ -9,6 +9,7 @@ goes to ``docs/mutants.json`` (an entry a fault; of a survivor, ``why`` is writt
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import json
 import os
@@ -98,6 +99,7 @@ def fails(tree: Path, arguments: list[str]) -> str:
     """Which test of ``arguments`` fails in ``tree``; "" if none does. In a child that needs not import torch anew."""
     found = tree / "failed.txt"
     found.unlink(missing_ok=True)
+    faulthandler.cancel_dump_traceback_later()  # the child has not its thread, and would wait for it when a test fails
     child = os.fork()
     if child == 0:
         os.setsid()
