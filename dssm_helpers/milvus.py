@@ -33,7 +33,8 @@ class MilvusIndex(Index):
     def _connect(self) -> bool:
         """Whether our collection is there; one of something else is refused."""
         self._folder = TemporaryDirectory(ignore_cleanup_errors=True)
-        uri, self._name = self.options["uri"] or f"{self._folder.name}/milvus.db", self.options["collection"]
+        self._private = None if self.options["uri"] else f"{self._folder.name}/milvus.db"
+        uri, self._name = self.options["uri"] or self._private, self.options["collection"]
         token = self.options.pop("token")
         if "@" in uri and not uri.endswith(".db"):  # messages name the uri
             raise ValueError("this uri holds a user and a password; pass them apart, token='user:password'")
@@ -42,9 +43,10 @@ class MilvusIndex(Index):
         seldom = {"grpc.keepalive_time_ms": 300_000}  # a server takes frequent pings for an attack, and logs it
         pymilvus = library("pymilvus")
         try:
-            alone = self.options["uri"] is None  # else clients share a connection, which outlives them
+            # But to a private one clients share a connection, which outlives them, and may be gone when we ask.
+            alone = self._private is not None
             self._client = pymilvus.MilvusClient(uri, token=token, grpc_options=seldom, dedicated=alone)
-            known = self._ask("has_collection")  # clients share a connection, which may be gone
+            known = self._ask("has_collection")
         except pymilvus.MilvusException as error:  # whose words are the same for no server and a wrong token
             details = getattr(error.__cause__, "details", lambda: "no details")()
             raise ConnectionError(f"{error.message}: {details}") from error
@@ -119,7 +121,6 @@ class MilvusIndex(Index):
 
     def close(self) -> None:
         self._client.close()
-        if self.options["uri"] is None:  # its server, a thread that holds the vectors, would stay
-            servers = library("milvus_lite.server_manager").server_manager_instance
-            servers.release_server(f"{self._folder.name}/milvus.db")
+        if self._private:  # its server, a thread that holds the vectors, would stay
+            library("milvus_lite.server_manager").server_manager_instance.release_server(self._private)
         self._folder.cleanup()
